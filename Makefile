@@ -1,0 +1,54 @@
+# Everything a newcomer needs: `make demo`, `make test`. Each target creates .venv and installs into
+# it what it needs; a second run does not install again.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint bench broker clean help
+
+help:
+	@echo "make demo   the whole job on real input, about four minutes; results in demo-out/"
+	@echo "make test   all tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  the benchmarks that need no extra data"
+
+# The interpreter may be called python3 only; anything from 3.11 on will do.
+$(VENV)/bin/python:
+	@p=$$(command -v $(PYTHON) || command -v python3); \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Driftkeel needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }; \
+	"$$p" -m venv $(VENV)
+
+# torch first and by its exact version: a range may resolve to a build with gigabytes of CUDA.
+$(INSTALLED): pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# mosquitto where it may be installed; without it the embedded broker serves.
+broker:
+	@if ! PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/dev/null 2>&1; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	    echo "installing mosquitto"; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mosquitto; } >/dev/null 2>&1 \
+	      || echo "mosquitto could not be installed; the embedded broker is used"; \
+	  else echo "no mosquitto here; the embedded broker is used (apt-get install mosquitto for the real one)"; fi; \
+	fi
+
+demo: $(INSTALLED) broker
+	$(BIN)/python -m examples.demo --out demo-out
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) demo-out build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,72 @@
+"""The ``driftkeel`` command: finds its subcommands in the installed packages and runs one.
+
+A package offers a subcommand through the entry-point group ``driftkeel.commands``; it is imported
+only when called, so ``driftkeel shell`` on an operator's laptop needs nothing of the device's.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points, version
+
+import click
+
+from ood.errors import DriftkeelError
+
+_SUMMARIES = {
+    "agent": "Run the on-device daemon, or prepare its first generation.",
+    "broker": "Run an MQTT broker for trying things out.",
+    "catalogue": "Run the cloud catalogue of adapters.",
+    "encoder": "Build and inspect encoder packages.",
+    "export": "Write a suffix with one adapter as a standalone ONNX file.",
+    "shell": "Operate the fleet: approve adapters, roll devices back.",
+}
+
+
+class _Commands(click.Group):
+    """A group whose commands are entry points, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return sorted(_installed())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        entry = _installed().get(cmd_name)
+        if entry is None:
+            return None
+        try:
+            command: click.Command = entry.load()
+        except ModuleNotFoundError as error:
+            missing = error.name or str(error)
+            raise click.ClickException(
+                f"`driftkeel {cmd_name}` needs the package {missing!r}, which is not installed; "
+                "install driftkeel[train] on a device that trains, driftkeel[cloud] for the "
+                "catalogue and the shell"
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        rows = [(name, _SUMMARIES.get(name, "")) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="driftkeel.commands")}
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("driftkeel"), prog_name="driftkeel")
+def driftkeel() -> None:
+    """Keep frozen models useful on devices whose world drifts."""
+
+
+def main() -> None:
+    """Run the command line; a DriftkeelError becomes one line on stderr and exit status 1."""
+    try:
+        driftkeel.main(prog_name="driftkeel")
+    except DriftkeelError as error:
+        click.echo(f"driftkeel: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""The catalogue service: sync server, operator API and shell, and a broker for trying."""

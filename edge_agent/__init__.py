@@ -1,0 +1,1 @@
+"""The on-device daemon: serving, routing, learning, episodes, local HTTP API, sync."""

@@ -1,0 +1,1 @@
+"""Is this sample, or this stream, foreign? NumPy only."""
