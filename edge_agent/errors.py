@@ -1,0 +1,19 @@
+"""What can go wrong in the daemon itself; a person can act on every message."""
+
+from ood.errors import DriftkeelError
+
+
+class AgentError(DriftkeelError):
+    """Root of this package's errors."""
+
+
+class NoGenerationError(AgentError):
+    """Nothing to serve yet: the state directory holds no active generation."""
+
+
+class InstallError(AgentError):
+    """A candidate generation failed its checks; the running one still serves."""
+
+
+class TrainingDataError(AgentError):
+    """The labelled samples given to ``agent fit`` cannot be used."""
