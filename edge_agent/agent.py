@@ -8,26 +8,29 @@ and never trains.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adapter_store.errors import GenerationError, StoreError
+from adapter_store.errors import StoreError
 from adapter_store.generations import Generation
 from adapter_store.journal import SampleRecord
 from adapter_store.state import StateDir
 from adapter_store.wire import new_id
+from edge_agent import installer
 from edge_agent.config import Config
 from edge_agent.errors import NoGenerationError
-from edge_agent.installer import build_generation, load_generation, load_serving
 from edge_agent.metrics import Metrics
 from edge_agent.serving import Answer, Inference, Serving
-from edge_agent.snapshot import pack_snapshot
-from exporter.package import EncoderPackage
+from edge_agent.snapshot import pack_snapshots
+from exporter.package import EncoderPackage, default_encoder_package
 from exporter.sessions import EncoderSessions
 from ood.alarm import Alarm
 
@@ -36,26 +39,368 @@ FeedbackObserver = Callable[[], None]
 ActivatedObserver = Callable[[int], None]
 
 _PRUNE_EVERY: Final = 256
+_LATENCIES_KEPT: Final = 2048
+
+log = logging.getLogger(__name__)
 
 
 class Agent:
     """Serves one generation at a time and keeps what happened.
 
     Thread-safe: inference runs one request at a time, and a generation is switched between
-    two requests. Observers are called on whatever thread made the call; they must only note
-    what happened and return.
+    two requests. Observers run on whatever thread made the call; they must only note what
+    happened and return.
 
     Args:
         config: The whole configuration.
-        state: This device's opened (locked) state directory; the agent closes it.
+        state: This device's opened (locked) state directory; :meth:`close` closes it.
         package: The frozen encoder.
-        conductor_status: Set by the conductor; merged into :meth:`status`.
+        clock: Seconds since the epoch.
 
     Attributes:
+        config: The whole configuration.
         serving: What answers right now; None before the first generation. Replaced whole.
         package: The frozen encoder's package.
         sessions: Its ONNX Runtime sessions, shared by every generation.
         state: The state directory.
         metrics: What Prometheus scrapes.
-        swap_ms: How long the last switch held requests back; None before the first.
+        conductor_status: Set by the conductor; what it returns is merged into :meth:`status`.
     """
+
+    def __init__(
+        self,
+        config: Config,
+        state: StateDir,
+        package: EncoderPackage,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self.state = state
+        self.package = package
+        self.sessions = EncoderSessions(package, threads=config.agent.threads)
+        self.metrics = Metrics()
+        self.serving: Serving | None = None
+        self.conductor_status: Callable[[], Mapping[str, Any]] | None = None
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._activation = threading.Lock()
+        self._alarm_observers: list[AlarmObserver] = []
+        self._feedback_observers: list[FeedbackObserver] = []
+        self._activated_observers: list[ActivatedObserver] = []
+        self._counters: Counter[str] = Counter()
+        self._passes = 0.0
+        self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+        self._swap_ms: float | None = None
+        self._last_alarm: dict[str, Any] | None = None
+        self._journal_problem = ""
+        self._since_prune = 0
+        current = state.generations.current()
+        if current is not None:
+            self.serving = self._serving_of(current)
+            self._alarm_state = self._restored_alarm_state(self.serving)
+            self.metrics.generation.set(current.number)
+
+    @classmethod
+    def open(cls, config: Config, *, clock: Callable[[], float] = time.time) -> Agent:
+        """Lock the state directory, load the encoder and the current generation.
+
+        Raises:
+            StateLockedError: Another agent uses this state directory.
+            EncoderError: The encoder package is damaged or missing.
+            StoreError: The state cannot be read; nothing was changed.
+        """
+        state_dir = Path(config.agent.state_dir)
+        state = StateDir(state_dir, keep_generations=config.generations.keep)
+        try:
+            return cls(config, state, open_encoder(config), clock=clock)
+        except BaseException:
+            state.close()
+            raise
+
+    def close(self) -> None:
+        """Let the request in progress finish, then release the state directory."""
+        with self._activation, self._lock:
+            self.state.close()
+
+    def on_alarm(self, observer: AlarmObserver) -> None:
+        """Call ``observer(alarm, seq)`` when the input has shifted.
+
+        ``seq`` is the journal's number of the sample that raised the alarm (0 when that
+        sample could not be journalled).
+        """
+        self._alarm_observers.append(observer)
+
+    def on_feedback(self, observer: FeedbackObserver) -> None:
+        """Call ``observer()`` after every label that was stored."""
+        self._feedback_observers.append(observer)
+
+    def on_activated(self, observer: ActivatedObserver) -> None:
+        """Call ``observer(number)`` after a generation started to serve."""
+        self._activated_observers.append(observer)
+
+    def predict(self, images: NDArray[np.uint8], *, probe: bool = False) -> list[Answer]:
+        """Answer a batch and remember it.
+
+        Args:
+            images: uint8 [n, h, w, 3].
+            probe: Answer only: not journalled, not counted as input by the shift detector.
+
+        Returns:
+            One answer a sample, in order.
+
+        Raises:
+            NoGenerationError: Nothing is installed yet.
+            PreprocessError: The images cannot be used.
+        """
+        started = time.perf_counter()
+        alarmed: tuple[Alarm, int] | None = None
+        with self._lock:
+            serving = self.serving
+            if serving is None:
+                raise NoGenerationError(
+                    "no generation is installed; give this device labelled samples with "
+                    "`driftkeel agent fit --config FILE --data FILE.npz`"
+                )
+            inference = serving.infer(images)
+            answers = [
+                answer.named(new_id()) for answer in inference.answers
+            ]
+            if not probe:
+                alarmed = self._remember(serving, inference, answers, images)
+            self._count(answers, (time.perf_counter() - started) * 1000.0, probe=probe)
+        if alarmed is not None:
+            for observer in self._alarm_observers:
+                observer(*alarmed)
+        return answers
+
+    def feedback(self, sample_id: str, label: str) -> None:
+        """Store the true label of a sample answered earlier; the same label twice is fine.
+
+        Raises:
+            UnknownSampleError: The journal does not (or no longer) hold that sample.
+        """
+        self.state.journal.feedback(sample_id, label)
+        self._counters["feedback"] += 1
+        self.metrics.feedback.inc()
+        for observer in self._feedback_observers:
+            observer()
+
+    def build_generation(
+        self,
+        bundle_digests: Sequence[str],
+        calibration_features: NDArray[np.floating[Any]],
+        *,
+        parent: int | None,
+        reason: str,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Generation:
+        """Check and write a generation beside the running one; it is not activated.
+
+        Args:
+            bundle_digests: Bundles already in the blob directory, in any order.
+            calibration_features: Base features [m, d] of held-out, unshifted samples.
+            parent: The generation this one was made from.
+            reason: Why, for the operator.
+            metrics: What was measured about it.
+
+        Raises:
+            InstallError: The candidate does not load or gives unusable outputs.
+            BundleError: A bundle is damaged or for another encoder.
+        """
+        return installer.build_generation(
+            self.state,
+            self.sessions,
+            bundle_digests,
+            calibration_features,
+            parent=parent,
+            reason=reason,
+            metrics=metrics or {},
+            settings=self._settings(),
+            now=self._clock(),
+        )
+
+    def load_candidate(
+        self, bundle_digests: Sequence[str], calibration_features: NDArray[np.floating[Any]]
+    ) -> Serving:
+        """A serving whole in memory only, to be tried on samples; nothing is written.
+
+        Raises:
+            BundleError: A bundle is damaged or for another encoder.
+        """
+        return installer.load_serving(
+            self.state.blobs.get,
+            self.sessions,
+            bundle_digests,
+            calibration_features,
+            number=0,
+            settings=self._settings(),
+        )
+
+    def activate(self, number: int) -> None:
+        """Switch to a generation on disk; requests wait for the pointer only, none is lost.
+
+        The generation is loaded and checked beside the running one first. Activating the
+        running generation does nothing.
+
+        Raises:
+            GenerationError: There is no such generation, or it is damaged.
+            InstallError: It does not load or gives unusable outputs; the running one stays.
+        """
+        with self._activation:
+            if self.serving is not None and self.serving.number == number:
+                return
+            serving = self._serving_of(self.state.generations.get(number))
+            started = time.perf_counter()
+            with self._lock:
+                self.state.generations.activate(number)
+                self.serving = serving
+                self._alarm_state = serving.detector.initial_state()
+            self._swap_ms = (time.perf_counter() - started) * 1000.0
+            self._counters["activations"] += 1
+            self.metrics.generation.set(number)
+            self.metrics.swap_seconds.set(self._swap_ms / 1000.0)
+            log.info("generation %d serves (switched in %.1f ms)", number, self._swap_ms)
+        for observer in self._activated_observers:
+            observer(number)
+
+    def status(self) -> dict[str, Any]:
+        """What runs and how it does, as JSON-able values."""
+        serving = self.serving
+        with self._lock:
+            latencies = np.asarray(self._latencies_ms, dtype=np.float64)
+            answered = self._counters["samples"] + self._counters["probes"]
+            passes = self._passes / answered if answered else None
+        p50, p99 = (
+            (float(v) for v in np.percentile(latencies, (50, 99)))
+            if latencies.size
+            else (None, None)
+        )
+        status: dict[str, Any] = {
+            "device": self.config.agent.device,
+            "encoder": {"name": self.package.name, "digest": self.package.digest},
+            "generation": None if serving is None else serving.describe(),
+            "generations": self.generations(),
+            "counters": {
+                name: self._counters[name]
+                for name in (
+                    "requests", "samples", "probes", "feedback", "alarms", "activations",
+                    "journal_errors",
+                )
+            },
+            "latency_ms": {"p50": p50, "p99": p99},
+            "passes_per_sample": passes,
+            "swap_ms": self._swap_ms,
+            "last_alarm": self._last_alarm,
+            "journal_problem": self._journal_problem,
+        }
+        if self.conductor_status is not None:
+            status.update(self.conductor_status())
+        return status
+
+    def generations(self) -> list[dict[str, Any]]:
+        """Every generation on disk, oldest first; ``running`` is read from what runs."""
+        running = None if self.serving is None else self.serving.number
+        return [
+            {
+                "number": generation.number,
+                "digest": generation.digest,
+                "running": generation.number == running,
+                "parent": generation.manifest.parent,
+                "reason": generation.manifest.reason,
+                "created_at": generation.manifest.created_at,
+                "bundles": list(generation.manifest.bundles),
+                "metrics": dict(generation.manifest.metrics),
+            }
+            for generation in self.state.generations.list()
+        ]
+
+    def _settings(self) -> installer.Settings:
+        return installer.Settings(
+            false_alarm_every=self.config.alarm.false_alarm_every,
+            max_rounds=self.config.router.max_rounds,
+        )
+
+    def _serving_of(self, generation: Generation) -> Serving:
+        return installer.load_generation(generation, self.sessions, settings=self._settings())
+
+    def _restored_alarm_state(self, serving: Serving) -> Any:
+        kept = self.state.journal.alarm_state() or {}
+        if kept.get("generation") == serving.number:
+            return serving.detector.state_from_dict(kept["detector"])
+        return serving.detector.initial_state()
+
+    def _remember(
+        self,
+        serving: Serving,
+        inference: Inference,
+        answers: Sequence[Answer],
+        images: NDArray[np.uint8],
+    ) -> tuple[Alarm, int] | None:
+        """Feed the shift detector and write the journal; a full disk never stops an answer."""
+        self._alarm_state, alarm = serving.detector.update(self._alarm_state, inference.scores)
+        seqs: Sequence[int] = ()
+        try:
+            snapshots = (
+                pack_snapshots(images, self.package.image_size)
+                if self.config.buffer.keep_images
+                else [None] * len(answers)
+            )
+            now = self._clock()
+            seqs = self.state.journal.record(
+                [
+                    SampleRecord(
+                        id=answer.sample_id,
+                        at=now,
+                        generation=answer.generation,
+                        label=answer.label,
+                        probability=answer.probability,
+                        adapter=answer.adapter,
+                        score=answer.ood_score,
+                        p_value=answer.p_value,
+                        features=features.astype(np.float16),
+                        image=snapshot,
+                    )
+                    for answer, features, snapshot in zip(
+                        answers, inference.features, snapshots, strict=True
+                    )
+                ],
+                {"generation": serving.number, "detector": self._alarm_state.to_dict()},
+            )
+            self._journal_problem = ""
+            self._since_prune += len(seqs)
+            if self._since_prune >= _PRUNE_EVERY:
+                self._since_prune = 0
+                self.state.journal.prune(self.config.buffer.max_samples)
+        except (StoreError, OSError) as error:
+            self._counters["journal_errors"] += 1
+            self.metrics.journal_errors.inc()
+            if not self._journal_problem:
+                log.error("samples are answered but not journalled: %s", error)
+            self._journal_problem = str(error)
+        if alarm is None:
+            return None
+        seq = seqs[-1] if seqs else 0
+        self._counters["alarms"] += 1
+        self.metrics.alarms.inc()
+        self._last_alarm = {"at": self._clock(), "generation": serving.number, "seq": seq}
+        log.warning("the input has shifted (generation %d, sample %d)", serving.number, seq)
+        return alarm, seq
+
+    def _count(self, answers: Sequence[Answer], elapsed_ms: float, *, probe: bool) -> None:
+        self._counters["requests"] += 1
+        self._counters["probes" if probe else "samples"] += len(answers)
+        self._passes += sum(answer.passes for answer in answers)
+        self._latencies_ms.append(elapsed_ms)
+        self.metrics.observe(answers, elapsed_ms / 1000.0)
+
+
+def open_encoder(config: Config) -> EncoderPackage:
+    """The encoder package the configuration names.
+
+    Raises:
+        EncoderError: It is damaged or missing.
+    """
+    if config.agent.encoder == "default":
+        return default_encoder_package(Path(config.agent.state_dir) / "encoder")
+    return EncoderPackage.load(Path(config.agent.encoder))
