@@ -1,0 +1,1 @@
+"""The whole job on real handwritten digits: `python -m examples.demo`."""
