@@ -1,0 +1,1 @@
+"""Encoder packages, merging, ONNX graphs, quantisation and parity."""
