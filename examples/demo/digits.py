@@ -71,10 +71,10 @@ def worlds(seed: int) -> tuple[World, World]:
     parts: dict[str, list[npt.NDArray[np.int64]]] = {}
     for digit in range(10):
         indices = rng.permutation(np.flatnonzero(labels == digit))
-        fit = FIT_PER_CLASS if digit in FIRST else 0
-        probe, first, rest = np.split(indices, np.cumsum([PROBE_PER_CLASS, fit]))
+        fitted_count = FIT_PER_CLASS if digit in FIRST else 0
+        to_probe, to_fit, rest = np.split(indices, np.cumsum([PROBE_PER_CLASS, fitted_count]))
         half = len(rest) // 2
-        shares = {"probe": probe, "fit": first, "a": rest[:half], "b": rest[half:]}
+        shares = {"probe": to_probe, "fit": to_fit, "a": rest[:half], "b": rest[half:]}
         for name, share in shares.items():
             parts.setdefault(name, []).append(share)
 
@@ -82,8 +82,8 @@ def worlds(seed: int) -> tuple[World, World]:
         chosen = rng.permutation(np.concatenate(parts[name]))
         return Split(images[chosen], labels[chosen])
 
-    probe, fit = split("probe"), split("fit")
-    return World(fit, split("a"), probe), World(fit, split("b"), probe)
+    fitted, probed = split("fit"), split("probe")
+    return World(fitted, split("a"), probed), World(fitted, split("b"), probed)
 
 
 def _enlarge(image: npt.NDArray[np.float64]) -> Images:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 mpl.use("Agg")  # no screen is needed
-from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen first
+from matplotlib import pyplot as plt
 
 _PACKAGES = ("driftkeel", "torch", "onnxruntime", "numpy", "paho-mqtt", "scikit-learn")
 _WINDOW = 25
@@ -51,11 +51,11 @@ def write_report(report: dict[str, Any], out: Path) -> Path:
     return path
 
 
-def print_table(report: dict[str, Any], console: Console, out: Path) -> Path:
-    """Print the table of results, and write it as text beside the report."""
+def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the report says, one line of words and one value each."""
     accuracy, alarm = report["accuracy"], report["alarm"]
     delays = alarm["delay_samples"]
-    rows = [
+    return [
         ("accuracy before the shift (digits 0-4)", _share(accuracy["before_shift"])),
         ("new digits 5-9, without adapting", _share(accuracy["new_classes_unadapted"])),
         ("new digits 5-9, adapted", _share(accuracy["new_classes_adapted"])),
@@ -79,12 +79,18 @@ def print_table(report: dict[str, Any], console: Console, out: Path) -> Path:
         ),
         (
             "predictions equal after rollback / return",
-            f"{report['rollback']['equal_after_rollback']} / "
-            f"{report['rollback']['equal_after_return']}",
+            (
+                f"{report['rollback']['equal_after_rollback']} / "
+                f"{report['rollback']['equal_after_return']}"
+            ),
         ),
     ]
+
+
+def print_table(report: dict[str, Any], console: Console, out: Path) -> Path:
+    """Print the table of results, and write it as text beside the report."""
     table = Table(title="What happened", show_header=False)
-    for name, value in rows:
+    for name, value in rows(report):
         table.add_row(name, value)
     console.print(table)
     path = out / "report.txt"

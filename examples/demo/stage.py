@@ -12,17 +12,18 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import httpx
 import numpy as np
-
 from cloud.broker import Broker, start_broker
+
 from examples.demo.digits import Images, Split
 
 T = TypeVar("T")
@@ -73,6 +74,7 @@ class Device:
         self.failed = 0
         self.requests = 0
         self._client = httpx.Client(base_url=url, timeout=30)
+        self._count = threading.Lock()
 
     def predict(self, image: Images) -> dict[str, Any]:
         """One sample's answer."""
@@ -108,17 +110,21 @@ class Device:
         return samples
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        self.requests += 1
         try:
             response = self._client.request(method, path, **options)
         except httpx.HTTPError as error:
-            self.failed += 1
+            self._counted(ok=False)
             self.child.check()
             raise DemoError(f"{self.name} did not answer {path}: {error}") from error
+        self._counted(ok=response.status_code == httpx.codes.OK)
         if response.status_code != httpx.codes.OK:
-            self.failed += 1
             raise DemoError(f"{self.name} answered {path} with {response.text}")
         return response
+
+    def _counted(self, *, ok: bool) -> None:
+        with self._count:
+            self.requests += 1
+            self.failed += not ok
 
 
 class Stage:
@@ -138,7 +144,7 @@ class Stage:
         self._catalogue_config = root / "catalogue.toml"
         self.children: list[Child] = []
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

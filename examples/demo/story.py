@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Traffic:
         self.requests = 0
         self.failed = 0
 
-    def __enter__(self) -> Traffic:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -282,7 +282,7 @@ class Story:
 
     def _two_candidates(self) -> list[dict[str, Any]] | None:
         found = self.stage.shell_json("adapters --status candidate")
-        return found if len(found) >= 2 else None  # noqa: PLR2004 - one a shift
+        return found if len(found) >= 2 else None
 
     def _device_b(self, b: Watched) -> None:
         world, say = self.worlds[1], self.display.say
