@@ -220,4 +220,3 @@ class Cancel:
 
 
 Action = Search | Pull | Try | Train | Validate | Build | Activate | Cancel
-Step = tuple[Episode, tuple[Action, ...]]
