@@ -1,0 +1,111 @@
+"""The shift detector an agent carries: score, p-value and sequential alarm of one generation.
+
+Built from a generation's class statistics and its held-out calibration features, so it need not be
+stored: the same generation gives the same detector. Holds no state of the stream; the caller keeps
+the `AlarmState` and hands it back, before and after a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ood.alarm import Alarm, AlarmState, ShiftTest
+from ood.calibration import Calibration, score_quantiles
+from ood.scores import MahalanobisScore
+from ood.statistics import ClassStatistics, GaussianHead
+from ood.validation import FloatArray, check_features
+
+
+class Detector:
+    """Scores samples and watches their stream; immutable.
+
+    Attributes:
+        calibration: the calibration scores.
+        test: the sequential test.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> known = [ClassStatistics.fit(rng.normal(size=(50, 4)), ["a"] * 50)]
+        >>> detector = Detector.fit(known, rng.normal(size=(80, 4)), false_alarm_every=1000)
+        >>> foreign = detector.score(rng.normal(loc=5.0, size=(20, 4)))
+        >>> state, alarm = detector.update(detector.initial_state(), foreign)
+        >>> alarm is not None
+        True
+    """
+
+    def __init__(self, score: MahalanobisScore, calibration: Calibration, test: ShiftTest) -> None:
+        self._score = score
+        self.calibration = calibration
+        self.test = test
+
+    @classmethod
+    def fit(
+        cls,
+        groups: Sequence[ClassStatistics],
+        calibration_features: npt.ArrayLike,
+        *,
+        false_alarm_every: float,
+    ) -> Detector:
+        """Build the detector of a generation.
+
+        Args:
+            groups: the installed class statistics in base features, in canonical order.
+            calibration_features: l2-normalised features [m, d] of known samples that are *not* in
+                the statistics, drawn as the stream is; m ≥ 50 for an alarm that reacts.
+            false_alarm_every: the average number of samples between false alarms.
+
+        Raises:
+            OodError: the statistics or features are unusable, or the budget is out of range.
+        """
+        score = MahalanobisScore.from_statistics(groups)
+        features = check_features(calibration_features, dim=score.head.dim)
+        distances = score.head.distances(features)
+        scores = distances.min(axis=1)
+        test = ShiftTest(
+            scores, false_alarm_every=false_alarm_every, class_of=distances.argmin(axis=1)
+        )
+        return cls(score, Calibration(scores), test)
+
+    @property
+    def head(self) -> GaussianHead:
+        """The Gaussian head behind the score."""
+        return self._score.head
+
+    def score(self, features: npt.ArrayLike) -> FloatArray:
+        """Return how foreign each sample is, float64 [n]; higher is more foreign.
+
+        Raises:
+            OodError: features are empty, not finite, or of another dimension.
+        """
+        return self._score.score(features)
+
+    def p_values(self, scores: npt.ArrayLike, rng: np.random.Generator | None = None) -> FloatArray:
+        """Return each sample's conformal p-value, for reporting; see `Calibration.p_values`."""
+        return self.calibration.p_values(scores, rng)
+
+    def quantiles(self) -> list[float]:
+        """Return the 101 quantiles of the calibration scores."""
+        return score_quantiles(self.calibration.scores)
+
+    def initial_state(self) -> AlarmState:
+        """Return the alarm's state before the first sample."""
+        return self.test.initial_state()
+
+    def restore(self, fields: Mapping[str, Any]) -> AlarmState:
+        """Return the state kept before a restart, or a fresh one if it is another detector's.
+
+        A fresh one keeps counting samples and alarms where the old one stopped.
+
+        Raises:
+            OodError: the fields are no alarm state.
+        """
+        state = AlarmState.from_dict(fields)
+        return state if self.test.accepts(state) else self.test.successor(state)
+
+    def update(self, state: AlarmState, scores: npt.ArrayLike) -> tuple[AlarmState, Alarm | None]:
+        """Take in the next samples' scores, in order; see `ShiftTest.update`."""
+        return self.test.update(state, scores)
