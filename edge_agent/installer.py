@@ -1,0 +1,157 @@
+"""Making a generation: from bundles to something that may serve, checked before it is written.
+
+The agent calls it to load the current generation at start, to build a new one beside it and to
+try a candidate in memory. It never activates anything and never changes what serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapter_store.bundle import check_compatible, unpack
+from adapter_store.generations import Generation, GenerationManifest
+from adapter_store.state import StateDir
+from edge_agent.errors import InstallError
+from edge_agent.serving import Serving
+from exporter.sessions import EncoderSessions
+from ood.errors import OodError
+
+Features = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a generation needs from the configuration.
+
+    Attributes:
+        false_alarm_every: The false-alarm budget, in samples.
+        max_rounds: Most adapters run for one sample.
+    """
+
+    false_alarm_every: float
+    max_rounds: int
+
+
+def load_serving(
+    read_bundle: Callable[[str], bytes],
+    sessions: EncoderSessions,
+    bundle_digests: Sequence[str],
+    calibration_features: Features,
+    *,
+    number: int,
+    digest: str = "",
+    settings: Settings,
+) -> Serving:
+    """Load bundles and put a serving whole together; nothing is written.
+
+    Args:
+        read_bundle: Gives a bundle's bytes by digest.
+        sessions: The encoder's sessions.
+        bundle_digests: Which bundles, in any order; each counts once.
+        calibration_features: Base features [m, d] of held-out, unshifted samples.
+        number: The generation's number; 0 for a candidate.
+        digest: The generation's digest; empty for a candidate.
+        settings: From the configuration.
+
+    Raises:
+        BundleError: A bundle is damaged or for another encoder; the message says which.
+        InstallError: The statistics and the calibration features do not fit together.
+    """
+    interface = sessions.package.interface()
+    bundles = {}
+    for bundle_digest in sorted(set(bundle_digests)):
+        bundle = unpack(read_bundle(bundle_digest))
+        check_compatible(bundle, interface)
+        bundles[bundle_digest] = bundle
+    try:
+        return Serving(
+            sessions,
+            bundles,
+            # On disk they are float16: a candidate must be exactly what will be installed.
+            calibration_features.astype(np.float16),
+            number=number,
+            digest=digest,
+            false_alarm_every=settings.false_alarm_every,
+            max_rounds=settings.max_rounds,
+        )
+    except OodError as error:
+        raise InstallError(f"the bundles do not make a generation: {error}") from error
+
+
+def load_generation(
+    generation: Generation, sessions: EncoderSessions, *, settings: Settings
+) -> Serving:
+    """Load and check a generation from disk.
+
+    Routing is part of the generation, so that going back to it gives its answers back; the
+    false-alarm budget is the operator's and comes from the configuration.
+
+    Raises:
+        GenerationError: It is damaged.
+        BundleError: One of its bundles is damaged.
+        InstallError: It is for another encoder, or gives unusable outputs.
+    """
+    manifest = generation.manifest
+    if manifest.encoder != sessions.package.digest:
+        raise InstallError(
+            f"generation {generation.number} is for encoder {manifest.encoder[:12]}, this device "
+            f"runs {sessions.package.digest[:12]}; set agent.encoder back, or use a fresh "
+            "agent.state_dir"
+        )
+    serving = load_serving(
+        generation.bundle_bytes,
+        sessions,
+        manifest.bundles,
+        generation.calibration_features(),
+        number=generation.number,
+        digest=generation.digest,
+        settings=Settings(
+            false_alarm_every=settings.false_alarm_every,
+            max_rounds=int(manifest.router.get("max_rounds", settings.max_rounds)),
+        ),
+    )
+    serving.check()
+    return serving
+
+
+def build_generation(
+    state: StateDir,
+    sessions: EncoderSessions,
+    bundle_digests: Sequence[str],
+    calibration_features: Features,
+    *,
+    parent: int | None,
+    reason: str,
+    metrics: Mapping[str, float],
+    settings: Settings,
+    now: float,
+) -> Generation:
+    """Check a candidate and write it as a generation that does not run yet.
+
+    Raises:
+        BundleError: A bundle is damaged or for another encoder.
+        InstallError: The candidate gives unusable outputs; nothing was written.
+        DiskFullError: It could not be written; nothing is left of it.
+    """
+    candidate = load_serving(
+        state.blobs.get, sessions, bundle_digests, calibration_features, number=0,
+        settings=settings,
+    )
+    candidate.check()
+    manifest = GenerationManifest(
+        number=0,
+        encoder=sessions.package.digest,
+        bundles=sorted(candidate.bundles),
+        parent=parent,
+        reason=reason,
+        created_at=now,
+        router={"max_rounds": settings.max_rounds},
+        alarm={"false_alarm_every": settings.false_alarm_every},
+        metrics=dict(metrics),
+    )
+    return state.generations.create(manifest, calibration_features.astype(np.float16))

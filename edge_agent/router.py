@@ -1,0 +1,133 @@
+"""Which adapter decides a sample: lazy, self-refined routing, vectorised over a batch.
+
+A pure function over arrays; the serving generation calls it and runs the encoder for it. After
+the self-refined retrieval of MOS (Sun et al., "MOS: Model Surgery for Pre-Trained Model-Based
+Class-Incremental Learning", 2025, section 4.3): a first guess from the base features names a
+bundle, that bundle's adapter looks again, and its answer may name another bundle, until the
+answer is stable. Only the adapters named are run, yet the decision is the one that refining
+over the outputs of all of them gives.
+
+What differs from the paper: features of two adapters live in two spaces, and comparing a
+sample's distance to prototypes across spaces costs accuracy. So the base space, where all
+classes share one space and one covariance, says how likely each *bundle* is, and a bundle's
+own space says how likely each *label of that bundle* is: P(label) = sum over bundles of
+P(bundle | base) P(label | bundle, own). A bundle not visited keeps what the base space says
+about its labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Evidence = Callable[[int, IntArray], FloatArray]
+
+_NO_MASS: Final = 1e-300
+
+
+@dataclass(frozen=True)
+class Components:
+    """Which label and which bundle each component of the head belongs to.
+
+    Attributes:
+        owner: int64 [k], the group (bundle) of each component; components of one group are
+            adjacent and in the order its evidence comes in.
+        label: int64 [k], the index into ``labels``.
+        labels: The distinct label names, sorted.
+        free: bool [groups], groups whose own space is the base space: looking again costs no
+            encoder pass and no round.
+    """
+
+    owner: IntArray
+    label: IntArray
+    labels: tuple[str, ...]
+    free: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, components: Sequence[tuple[int, str]], free: Sequence[bool]) -> Components:
+        """Index the components of a Gaussian head."""
+        labels = tuple(sorted({label for _, label in components}))
+        position = {label: index for index, label in enumerate(labels)}
+        return cls(
+            owner=np.array([group for group, _ in components], dtype=np.int64),
+            label=np.array([position[label] for _, label in components], dtype=np.int64),
+            labels=labels,
+            free=np.array(free, dtype=np.bool_),
+        )
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a batch went.
+
+    Attributes:
+        probabilities: float64 [n, labels], rows sum to one.
+        label: int64 [n], the decision.
+        group: int64 [n], the bundle the decision rests on.
+        adapter_passes: int64 [n], adapters that were run for each sample.
+    """
+
+    probabilities: FloatArray
+    label: IntArray
+    group: IntArray
+    adapter_passes: IntArray
+
+
+def route(first: FloatArray, components: Components, evidence: Evidence, *, max_rounds: int) -> Route:
+    """Refine a first guess until the bundle it names has been looked at.
+
+    Args:
+        first: float64 [n, k], the base head's posterior over components; rows sum to one.
+        components: What the k columns are.
+        evidence: ``evidence(group, rows)`` gives float64 [len(rows), components of group],
+            P(label | group) in the group's own space; called at most once for a group and
+            row, and never for a group that no row's answer names.
+        max_rounds: Most adapters to run for one sample; the answer after that stands.
+
+    Returns:
+        The decisions; those of a row do not depend on the other rows.
+    """
+    posterior = first.astype(np.float64, copy=True)
+    rows = np.arange(len(posterior))
+    visited = np.zeros((len(posterior), len(components.free)), dtype=np.bool_)
+    passes = np.zeros(len(posterior), dtype=np.int64)
+    active = rows
+    while active.size:
+        _, group = _decide(posterior[active], components)
+        affordable = components.free[group] | (passes[active] < max_rounds)
+        unseen = ~visited[active, group] & affordable
+        active, group = active[unseen], group[unseen]
+        for named in np.unique(group):
+            asking = active[group == named]
+            columns = np.flatnonzero(components.owner == named)
+            block = np.ix_(asking, columns)
+            mass = posterior[block].sum(axis=1, keepdims=True)
+            posterior[block] = mass * evidence(int(named), asking)
+            visited[asking, named] = True
+            if not components.free[named]:
+                passes[asking] += 1
+    label, group = _decide(posterior, components)
+    probabilities = _by_label(posterior, components)
+    probabilities /= np.maximum(probabilities.sum(axis=1, keepdims=True), _NO_MASS)
+    return Route(probabilities=probabilities, label=label, group=group, adapter_passes=passes)
+
+
+def _by_label(posterior: FloatArray, components: Components) -> FloatArray:
+    summed = np.zeros((len(posterior), len(components.labels)))
+    for column, label in enumerate(components.label):
+        summed[:, label] += posterior[:, column]
+    return summed
+
+
+def _decide(posterior: FloatArray, components: Components) -> tuple[IntArray, IntArray]:
+    """The likeliest label of each row, and the bundle that contributes most to it."""
+    label = _by_label(posterior, components).argmax(axis=1)
+    of_label = components.label[None, :] == label[:, None]
+    best = np.where(of_label, posterior, -1.0).argmax(axis=1)
+    return label, components.owner[best]

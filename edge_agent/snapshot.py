@@ -1,0 +1,54 @@
+"""A sample as the encoder saw it: what the journal keeps so that the device can learn from it.
+
+The image is scaled to the encoder's input size and packed without loss, so that preparing it
+again gives the numbers that were served. The agent packs, the learner and trials unpack.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapter_store.errors import StoreError
+from exporter.preprocess import resize
+
+_LEVEL: Final = 1  # a higher level costs more time per request than the disk is worth
+
+
+def pack_snapshots(images: NDArray[np.uint8], image_size: int) -> list[bytes]:
+    """Scale and pack a batch.
+
+    Args:
+        images: uint8 [n, h, w, 3].
+        image_size: The encoder's input side, in pixels.
+
+    Returns:
+        One packed image a sample.
+    """
+    return [zlib.compress(image.tobytes(), _LEVEL) for image in resize(images, image_size)]
+
+
+def unpack_snapshots(snapshots: Iterable[bytes], image_size: int) -> NDArray[np.uint8]:
+    """Unpack images packed for the same encoder: uint8 [n, image_size, image_size, 3].
+
+    Raises:
+        StoreError: A snapshot is damaged, or was made for another input size.
+    """
+    expected = image_size * image_size * 3
+    images = []
+    for snapshot in snapshots:
+        try:
+            pixels = zlib.decompressobj().decompress(snapshot, expected + 1)
+        except zlib.error as error:
+            raise StoreError(f"a journalled image is damaged: {error}") from error
+        if len(pixels) != expected:
+            raise StoreError(
+                f"a journalled image has {len(pixels)} bytes, expected {expected} for "
+                f"{image_size} px; it was kept for another encoder"
+            )
+        images.append(np.frombuffer(pixels, dtype=np.uint8))
+    return np.array(images, dtype=np.uint8).reshape(-1, image_size, image_size, 3)
