@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.compose
 import onnxscript.optimizer
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnxscript import ir
@@ -119,4 +120,12 @@ def filled(
         else:
             continue
         graph.initializer[index].CopyFrom(numpy_helper.from_array(value, entry.name))
+    return whole
+
+
+def joined(prefix: ModelProto, suffix: ModelProto) -> ModelProto:
+    """Connects two filled graphs, `images` to `hidden` to `features`, into one."""
+    first = onnx.compose.add_prefix(prefix, "prefix/", rename_inputs=False, rename_outputs=False)
+    second = onnx.compose.add_prefix(suffix, "suffix/", rename_inputs=False, rename_outputs=False)
+    whole: ModelProto = onnx.compose.merge_models(first, second, io_map=[("hidden", "hidden")])
     return whole

@@ -14,6 +14,8 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
@@ -148,6 +150,8 @@ def save_program(program: ExportedProgram) -> bytes:
                 node.meta.pop("stack_trace", None)
     for value in program.state_dict.values():
         value.detach().zero_()
+    # Saved examples are a pickle, which nobody should have to load.
+    program.example_inputs = None
     archive = io.BytesIO()
     with _quiet():
         torch.export.save(program, archive)
@@ -204,6 +208,20 @@ def load_training_program(package: EncoderPackage, family: str) -> TrainingProgr
             f"(built with {package.manifest.built_with.get('torch')}): {error}"
         ) from error
     return TrainingProgram(module.requires_grad_(requires_grad=False), tuple(sorted(entry.tensors)))
+
+
+def reference_features(
+    package: EncoderPackage,
+    family: str,
+    hidden: npt.NDArray[np.float32],
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+) -> npt.NDArray[np.float32]:
+    """What torch computes: hidden [n, ...] and an adapter to features [n, d], without gradients."""
+    program = load_training_program(package, family)
+    given = {name: torch.tensor(value) for name, value in tensors.items()}
+    with torch.no_grad():
+        features: npt.NDArray[np.float32] = program(torch.tensor(hidden), given).numpy()
+    return features
 
 
 @contextlib.contextmanager

@@ -1,0 +1,223 @@
+"""`driftkeel encoder build|inspect` and `driftkeel export`.
+
+Thin: reads options and files, calls the exporter, prints. Only the commands that build or write
+graphs import torch and ONNX.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import msgspec
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from exporter.errors import EncoderError
+from exporter.package import EncoderPackage, default_encoder_package
+from exporter.sessions import EncoderSessions
+
+_PARITY_SAMPLES = 8
+
+
+@click.group()
+def encoder() -> None:
+    """Build and inspect encoder packages."""
+
+
+@encoder.command()
+@click.option(
+    "--weights",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A safetensors file with a Vision Transformer's weights under timm's names.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new directory.")
+@click.option("--image-size", type=int, help="Side of the input in pixels.")
+@click.option(
+    "--suffix-blocks",
+    type=int,
+    default=4,
+    show_default=True,
+    help="Last blocks that take adapters.",
+)
+@click.option("--heads", type=int, help="Attention heads; width / 64 when absent.")
+@click.option("--mean", help="One number, or three with commas.  [default: 0.5]")
+@click.option("--std", help="One number, or three with commas.  [default: 0.5]")
+@click.option("--name", help="What to call it; the file's name when absent.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="How weights are stored; float16 halves the size and rounds them.",
+)
+def build(  # noqa: PLR0917 - click passes one argument an option
+    weights: Path,
+    out: Path,
+    image_size: int | None,
+    suffix_blocks: int,
+    heads: int | None,
+    mean: str | None,
+    std: str | None,
+    name: str | None,
+    dtype: str,
+) -> None:
+    """Build an encoder package from a Vision Transformer's weights.
+
+    Where an option is absent, the safetensors file's own metadata is used when it has an entry of
+    that name. Other networks are built with exporter.build.build_encoder, from Python.
+    """
+    about = _metadata(weights)
+    size = image_size or _whole(about.get("image_size"), "image_size")
+    if size is None:
+        raise click.UsageError("--image-size is needed: the file does not say it")
+    with _training_extra():
+        from safetensors.torch import load_file  # noqa: PLC0415 - torch only where it is needed
+
+        from exporter.build import build_vit  # noqa: PLC0415
+    package = build_vit(
+        load_file(weights),
+        image_size=size,
+        suffix_blocks=suffix_blocks,
+        heads=heads or _whole(about.get("heads"), "heads"),
+        mean=_colour(mean or about.get("mean", "0.5"), "mean"),
+        std=_colour(std or about.get("std", "0.5"), "std"),
+        name=name or about.get("name") or weights.stem,
+        dtype="float16" if dtype == "float16" else "float32",
+        out=out,
+        progress=_progress(),
+    )
+    _describe(package)
+
+
+@encoder.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the digest and the manifest as JSON.")
+def inspect(path: Path | None, as_json: bool) -> None:
+    """Check the encoder package in PATH and describe it; the shipped one when PATH is absent."""
+    package = EncoderPackage.load(path) if path else default_encoder_package()
+    if as_json:
+        about = {"digest": package.digest, "manifest": msgspec.to_builtins(package.manifest)}
+        click.echo(json.dumps(about, indent=2))
+    else:
+        _describe(package)
+
+
+@click.command()
+@click.option(
+    "--encoder",
+    "encoder_path",
+    type=click.Path(path_type=Path),
+    help="The encoder package's directory; the shipped encoder when absent.",
+)
+@click.option(
+    "--bundle",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The bundle with the adapter.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The ONNX file.")
+@click.option("--whole", is_flag=True, help="Include the prefix: images in, features out.")
+def export(encoder_path: Path | None, bundle: Path, out: Path, whole: bool) -> None:
+    """Write a suffix with one adapter inside as a standalone ONNX file.
+
+    The result is compared with torch before it is written.
+    """
+    from adapter_store.bundle import check_compatible, unpack  # noqa: PLC0415
+
+    with _training_extra():
+        from exporter.attach import attach  # noqa: PLC0415 - torch only where it is needed
+        from exporter.parity import parity  # noqa: PLC0415
+    say = _progress()
+    package = EncoderPackage.load(encoder_path) if encoder_path else default_encoder_package()
+    try:
+        data = bundle.read_bytes()
+    except OSError as error:
+        raise EncoderError(f"cannot read {bundle}: {error.strerror}") from error
+    adapter = unpack(data)
+    check_compatible(adapter, package.interface())
+    family = package.families[0]
+    if adapter.tensors:
+        family = adapter.manifest.family
+        say("comparing with torch")
+        shape = (_PARITY_SAMPLES, 3, package.image_size, package.image_size)
+        noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        hidden = EncoderSessions(package).prefix(noise)
+        report = parity(package, family, adapter.tensors, hidden)
+        say(f"largest difference {report.largest:.2g}")
+    attach(package, adapter.tensors, out, family=family, whole=whole)
+    click.echo(f"{out}: {out.stat().st_size} bytes")
+
+
+def _describe(package: EncoderPackage) -> None:
+    manifest = package.manifest
+    size = sum(entry.size for entry in manifest.files.values())
+    rows = [
+        ("name", manifest.name),
+        ("digest", package.digest),
+        ("input", f"{manifest.image_size} x {manifest.image_size} RGB"),
+        ("mean, std", f"{list(manifest.mean)}, {list(manifest.std)}"),
+        ("hidden", " x ".join(str(axis) for axis in manifest.hidden_shape)),
+        ("features", str(manifest.feature_dim)),
+        ("weights", manifest.dtype),
+        ("families", ", ".join(package.families)),
+        *(("site", f"{name} ({manifest.sites[name].dim} channels)") for name in package.sites),
+        ("built with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.built_with.items()))),
+        ("size", f"{size} bytes in {len(manifest.files)} files"),
+    ]
+    for key, value in rows:
+        click.echo(f"{key:<10}  {value}")
+
+
+def _metadata(weights: Path) -> dict[str, str]:
+    try:
+        with safe_open(weights, framework="numpy") as archive:
+            return dict(archive.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise EncoderError(f"{weights} is not a readable safetensors file: {error}") from error
+
+
+def _whole(text: str | None, key: str) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise EncoderError(f"the file's metadata has {key} {text!r}, expected a whole number")
+    return int(text)
+
+
+def _colour(text: str, key: str) -> tuple[float, float, float]:
+    try:
+        values = [float(part) for part in text.strip("[]").split(",")]
+    except ValueError as error:
+        raise EncoderError(f"{key} is {text!r}, expected one number or three") from error
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3:
+        raise EncoderError(f"{key} is {text!r}, expected one number or three")
+    red, green, blue = values
+    return red, green, blue
+
+
+def _progress() -> Callable[[str], None]:
+    start = time.monotonic()
+
+    def say(line: str) -> None:
+        click.echo(f"[{time.monotonic() - start:5.1f} s] {line}", err=True)
+
+    return say
+
+
+@contextmanager
+def _training_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"this needs the package {error.name!r}, which is not installed; "
+            "install driftkeel[train]"
+        ) from error
