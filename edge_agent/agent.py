@@ -29,10 +29,11 @@ from edge_agent.config import Config
 from edge_agent.errors import NoGenerationError
 from edge_agent.metrics import Metrics
 from edge_agent.serving import Answer, Inference, Serving
-from edge_agent.snapshot import pack_snapshots
+from edge_agent.snapshot import pack_snapshots, scale_images
 from exporter.package import EncoderPackage, default_encoder_package
 from exporter.sessions import EncoderSessions
-from ood.alarm import Alarm
+from ood.alarm import Alarm, AlarmState
+from ood.errors import OodError
 
 AlarmObserver = Callable[[Alarm, int], None]
 FeedbackObserver = Callable[[], None]
@@ -95,6 +96,7 @@ class Agent:
         self._last_alarm: dict[str, Any] | None = None
         self._journal_problem = ""
         self._since_prune = 0
+        self._alarm_state: AlarmState | None = None
         current = state.generations.current()
         if current is not None:
             self.serving = self._serving_of(current)
@@ -154,6 +156,7 @@ class Agent:
             PreprocessError: The images cannot be used.
         """
         started = time.perf_counter()
+        images = scale_images(images, self.package.image_size)
         alarmed: tuple[Alarm, int] | None = None
         with self._lock:
             serving = self.serving
@@ -163,9 +166,7 @@ class Agent:
                     "`driftkeel agent fit --config FILE --data FILE.npz`"
                 )
             inference = serving.infer(images)
-            answers = [
-                answer.named(new_id()) for answer in inference.answers
-            ]
+            answers = [answer.named(new_id()) for answer in inference.answers]
             if not probe:
                 alarmed = self._remember(serving, inference, answers, images)
             self._count(answers, (time.perf_counter() - started) * 1000.0, probe=probe)
@@ -284,7 +285,12 @@ class Agent:
             "counters": {
                 name: self._counters[name]
                 for name in (
-                    "requests", "samples", "probes", "feedback", "alarms", "activations",
+                    "requests",
+                    "samples",
+                    "probes",
+                    "feedback",
+                    "alarms",
+                    "activations",
                     "journal_errors",
                 )
             },
@@ -324,10 +330,13 @@ class Agent:
     def _serving_of(self, generation: Generation) -> Serving:
         return installer.load_generation(generation, self.sessions, settings=self._settings())
 
-    def _restored_alarm_state(self, serving: Serving) -> Any:
+    def _restored_alarm_state(self, serving: Serving) -> AlarmState:
         kept = self.state.journal.alarm_state() or {}
         if kept.get("generation") == serving.number:
-            return serving.detector.state_from_dict(kept["detector"])
+            try:
+                return serving.detector.restore(kept["detector"])
+            except (OodError, KeyError):
+                log.warning("the journalled alarm state is unusable; detection starts anew")
         return serving.detector.initial_state()
 
     def _remember(
@@ -338,13 +347,13 @@ class Agent:
         images: NDArray[np.uint8],
     ) -> tuple[Alarm, int] | None:
         """Feed the shift detector and write the journal; a full disk never stops an answer."""
-        self._alarm_state, alarm = serving.detector.update(self._alarm_state, inference.scores)
+        before = self._alarm_state or serving.detector.initial_state()
+        after, alarm = serving.detector.update(before, inference.scores)
+        self._alarm_state = after
         seqs: Sequence[int] = ()
         try:
             snapshots = (
-                pack_snapshots(images, self.package.image_size)
-                if self.config.buffer.keep_images
-                else [None] * len(answers)
+                pack_snapshots(images) if self.config.buffer.keep_images else [None] * len(answers)
             )
             now = self._clock()
             seqs = self.state.journal.record(
@@ -365,7 +374,7 @@ class Agent:
                         answers, inference.features, snapshots, strict=True
                     )
                 ],
-                {"generation": serving.number, "detector": self._alarm_state.to_dict()},
+                {"generation": serving.number, "detector": after.to_dict()},
             )
             self._journal_problem = ""
             self._since_prune += len(seqs)
@@ -376,13 +385,13 @@ class Agent:
             self._counters["journal_errors"] += 1
             self.metrics.journal_errors.inc()
             if not self._journal_problem:
-                log.error("samples are answered but not journalled: %s", error)
+                log.warning("samples are answered but not journalled: %s", error)
             self._journal_problem = str(error)
         if alarm is None:
             return None
-        seq = seqs[-1] if seqs else 0
-        self._counters["alarms"] += 1
-        self.metrics.alarms.inc()
+        seq = seqs[alarm.at - before.seen - 1] if seqs else 0
+        self._counters["alarms"] += after.alarms - before.alarms
+        self.metrics.alarms.inc(after.alarms - before.alarms)
         self._last_alarm = {"at": self._clock(), "generation": serving.number, "seq": seq}
         log.warning("the input has shifted (generation %d, sample %d)", serving.number, seq)
         return alarm, seq

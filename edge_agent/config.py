@@ -218,7 +218,5 @@ def load_agent_config(path: Path) -> Config:
     if not agent.state_dir:
         raise ConfigError(f"{path}: agent.state_dir is empty; name a directory")
     encoder = agent.encoder if agent.encoder == "default" else str(folder / agent.encoder)
-    agent = msgspec.structs.replace(
-        agent, state_dir=str(folder / agent.state_dir), encoder=encoder
-    )
+    agent = msgspec.structs.replace(agent, state_dir=str(folder / agent.state_dir), encoder=encoder)
     return msgspec.structs.replace(config, agent=agent)

@@ -139,7 +139,11 @@ def build_generation(
         DiskFullError: It could not be written; nothing is left of it.
     """
     candidate = load_serving(
-        state.blobs.get, sessions, bundle_digests, calibration_features, number=0,
+        state.blobs.get,
+        sessions,
+        bundle_digests,
+        calibration_features,
+        number=0,
         settings=settings,
     )
     candidate.check()

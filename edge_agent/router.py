@@ -79,7 +79,9 @@ class Route:
     adapter_passes: IntArray
 
 
-def route(first: FloatArray, components: Components, evidence: Evidence, *, max_rounds: int) -> Route:
+def route(
+    first: FloatArray, components: Components, evidence: Evidence, *, max_rounds: int
+) -> Route:
     """Refine a first guess until the bundle it names has been looked at.
 
     Args:

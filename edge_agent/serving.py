@@ -1,4 +1,4 @@
-"""One generation, ready to answer: encoder sessions, heads and shift detector in one immutable whole.
+"""One generation, ready to answer: sessions, heads and shift detector in one immutable whole.
 
 The agent swaps one Serving for another to change generation; the conductor makes one in memory
 to try a candidate on its buffer. The prefix runs once for a sample; base features, the OOD
@@ -7,16 +7,20 @@ score and every adapter pass share it. Nothing here journals, alarms or writes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from adapter_store.bundle import Bundle
 from edge_agent.errors import InstallError
 from edge_agent.router import Components, FloatArray, IntArray, Route, route
+from exporter.errors import EncoderError, PreprocessError
+from exporter.package import PREFIX_KEY, SUFFIX_KEY, WEIGHTS, EncoderPackage
 from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
 from ood.detector import Detector
@@ -125,7 +129,7 @@ class Serving:
         self.labels = self._components.labels
         self._prior = 1.0 / np.bincount(self._components.label)[self._components.label]
         self._own = own_heads([bundle.own for bundle in groups])
-        self._suffix_share = suffix_share(sessions)
+        self._suffix_share = suffix_share(sessions.package)
 
     def predict(self, images: NDArray[np.uint8]) -> list[Answer]:
         """Answer a batch: uint8 [n, h, w, 3].
@@ -144,9 +148,11 @@ class Serving:
         Raises:
             PreprocessError: The images cannot be used.
         """
+        if not len(images):
+            raise PreprocessError("there are no samples in the batch; send at least one")
         parts = [
             self._infer(prepare(images[start : start + _BATCH], self._package))
-            for start in range(0, max(len(images), 1), _BATCH)
+            for start in range(0, len(images), _BATCH)
         ]
         if len(parts) == 1:
             return parts[0]
@@ -232,9 +238,7 @@ class Serving:
             return self._sessions.suffix(hidden, None)
         return self._sessions.suffix(hidden, bundle.tensors, bundle.manifest.family)
 
-    def _answers(
-        self, routed: Route, scores: FloatArray, p_values: FloatArray
-    ) -> list[Answer]:
+    def _answers(self, routed: Route, scores: FloatArray, p_values: FloatArray) -> list[Answer]:
         passes = 1.0 + self._suffix_share * routed.adapter_passes
         return [
             Answer(
@@ -256,9 +260,7 @@ def own_heads(groups: Sequence[ClassStatistics]) -> list[GaussianHead]:
 
     A bundle learned from few samples cannot estimate a covariance alone: the covariance pooled
     over all bundles stands in for as many samples as features have dimensions (the mean of an
-    inverse-Wishart posterior), and vanishes as the bundle's own samples outnumber them. On
-    handwritten digits this was better than the bundle's own covariance at 64 labels and than the
-    pooled one at 200.
+    inverse-Wishart posterior), and matters less the more samples the bundle has of its own.
 
     Args:
         groups: Every bundle's statistics in its own space, in canonical order.
@@ -269,20 +271,26 @@ def own_heads(groups: Sequence[ClassStatistics]) -> list[GaussianHead]:
     heads = []
     for group, freedom in zip(groups, freedoms, strict=True):
         prior = group.dim
-        covariance, _ = shrunk_covariance(
-            group.scatter + prior * pooled, freedom=freedom + prior
-        )
-        heads.append(
-            GaussianHead([(0, label) for label in group.labels], group.means, covariance)
-        )
+        covariance, _ = shrunk_covariance(group.scatter + prior * pooled, freedom=freedom + prior)
+        heads.append(GaussianHead([(0, label) for label in group.labels], group.means, covariance))
     return heads
 
 
-def suffix_share(sessions: EncoderSessions) -> float:
-    """The suffix's part of one encoder pass, 0..1, by parameters.
+def suffix_share(package: EncoderPackage) -> float:
+    """The suffix's part of one encoder pass, 0..1, by parameters: what an adapter pass costs.
 
-    An adapter pass costs this much. It overstates the cost of a suffix whose last block
-    computes the class token only.
+    It overstates a suffix whose last block computes the class token only.
+
+    Raises:
+        EncoderError: The package's weights cannot be read.
     """
-    prefix, suffix = sessions.parameter_counts()
-    return suffix / (prefix + suffix)
+    counts = dict.fromkeys((PREFIX_KEY, SUFFIX_KEY), 0)
+    try:
+        with safe_open(package.path / WEIGHTS, framework="numpy") as archive:
+            for name in archive.keys():  # noqa: SIM118 - not a dictionary
+                for part in counts:
+                    if name.startswith(part):
+                        counts[part] += math.prod(archive.get_slice(name).get_shape())
+    except (SafetensorError, OSError) as error:
+        raise EncoderError(f"cannot read {package.path / WEIGHTS}: {error}") from error
+    return counts[SUFFIX_KEY] / max(sum(counts.values()), 1)
