@@ -62,7 +62,8 @@ class MahalanobisScore:
 
     def nearest(self, features: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the index in ``head.components`` of the nearest component, int64 [n]."""
-        return self.head.distances(features).argmin(axis=1).astype(np.int64)
+        result: npt.NDArray[np.int64] = self.head.distances(features).argmin(axis=1)
+        return result
 
 
 class HyperdimensionalScore:
