@@ -1,0 +1,123 @@
+"""Content-addressed files, and the durable way to write any file.
+
+A blob is named by the SHA-256 of its bytes; it is there whole or not at all, whenever the power
+goes. Used for bundles on both sides, and by the generation store for its own files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from adapter_store.errors import CorruptBundleError, DiskFullError, StoreError
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file: written beside it, synced, renamed, directory synced.
+
+    Raises:
+        DiskFullError: The disk is full or failed; the file is what it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DiskFullError(
+            f"cannot write {path}: {error.strerror}; free some space, nothing was changed"
+        ) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make a directory's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class BlobStore:
+    """A directory of blobs, two levels deep.
+
+    Args:
+        root: The directory; it is made if it is not there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        for leftover in root.glob("*/.*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def path(self, digest: str) -> Path:
+        """Where a blob is, or would be.
+
+        Raises:
+            StoreError: That is no digest.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise StoreError(f"{digest[:80]!r} is no SHA-256 digest")
+        return self.root / digest[:2] / digest
+
+    def put(self, data: bytes) -> str:
+        """Keep bytes; returns their digest. Keeping the same bytes again costs nothing.
+
+        Raises:
+            DiskFullError: They could not be written; nothing is left of them.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        path = self.path(digest)
+        if path.exists() and path.stat().st_size == len(data) and self._whole(path, digest):
+            return digest
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise DiskFullError(f"cannot write {path}: {error.strerror}") from error
+        write_durably(path, data)
+        sync_directory(self.root)
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """The bytes of a blob, checked against their name.
+
+        Raises:
+            StoreError: It is not here.
+            CorruptBundleError: The file on disk is damaged.
+        """
+        try:
+            data = self.path(digest).read_bytes()
+        except FileNotFoundError as error:
+            raise StoreError(f"bundle {digest[:12]} is not on this disk") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CorruptBundleError(
+                f"bundle {digest[:12]} is damaged on disk; delete {self.path(digest)} to have it "
+                "fetched again"
+            )
+        return data
+
+    def has(self, digest: str) -> bool:
+        """Whether a blob of that name is here."""
+        return self.path(digest).exists()
+
+    def delete(self, digest: str) -> None:
+        """Remove a blob if it is here."""
+        self.path(digest).unlink(missing_ok=True)
+
+    def __iter__(self) -> Iterator[str]:
+        return (p.name for p in sorted(self.root.glob("??/*")) if _DIGEST.fullmatch(p.name))
+
+    @staticmethod
+    def _whole(path: Path, digest: str) -> bool:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == digest

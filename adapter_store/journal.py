@@ -1,0 +1,235 @@
+"""The journal: every answered sample, the labels that came later, and the alarm's state.
+
+Written on the hot path, one transaction a request, from any thread. It is also the device's buffer:
+the newest samples keep their image and features, which is what trials and training use.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Engine, delete, func, insert, select, update
+
+from adapter_store.database import transaction
+from adapter_store.errors import StoreError, UnknownSampleError
+from adapter_store.models import SampleRow, SettingRow
+
+_ALARM_STATE = "alarm_state"
+# A row without image and features is small: keep the log this many times longer than the buffer.
+_LOG_FACTOR = 50
+_MAX_LABEL = 200
+
+
+@dataclass(frozen=True, eq=False)
+class SampleRecord:
+    """One answered sample.
+
+    Attributes:
+        id: Its name towards whoever sent it.
+        at: When it was answered, seconds since the epoch.
+        generation: Which generation answered.
+        label: The answer.
+        probability: The answer's probability.
+        adapter: Digest of the bundle that decided; None for the base.
+        score: OOD score.
+        p_value: Conformal p-value of the score.
+        features: Base features, float16 [d]; None once pruned.
+        image: What training needs of the image, encoded; None once pruned or never kept.
+        true_label: What it really was, when somebody said.
+        labelled_at: When somebody said.
+        seq: Its position in the journal, from 1; 0 before it is recorded.
+    """
+
+    id: str
+    at: float
+    generation: int
+    label: str
+    probability: float
+    adapter: str | None
+    score: float
+    p_value: float
+    features: NDArray[np.float16] | None
+    image: bytes | None
+    true_label: str | None = None
+    labelled_at: float | None = None
+    seq: int = 0
+
+
+class Journal:
+    """The samples of one device.
+
+    Args:
+        engine: The device's database.
+        durable: The same database, opened so that a commit survives a power cut: labels go
+            through it, since somebody was told that they are kept.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self, engine: Engine, durable: Engine, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._engine = engine
+        self._durable = durable
+        self._clock = clock
+
+    def record(
+        self, samples: Sequence[SampleRecord], alarm_state: dict[str, Any] | None
+    ) -> list[int]:
+        """Write samples and the state the alarm is in after them, all or nothing.
+
+        Returns:
+            Each sample's position in the journal.
+
+        Raises:
+            DiskFullError: Nothing was written.
+        """
+        rows = [
+            {
+                "id": s.id,
+                "at": s.at,
+                "generation": s.generation,
+                "label": s.label,
+                "probability": s.probability,
+                "adapter": s.adapter,
+                "score": s.score,
+                "p_value": s.p_value,
+                "features": None if s.features is None else s.features.astype("<f2").tobytes(),
+                "image": s.image,
+            }
+            for s in samples
+        ]
+        with transaction(self._engine) as session:
+            seqs = []
+            if rows:
+                # Pruning never takes the newest row, so its number only grows.
+                first = (session.scalar(select(func.max(SampleRow.seq))) or 0) + 1
+                seqs = list(range(first, first + len(rows)))
+                session.execute(
+                    insert(SampleRow),
+                    [row | {"seq": seq} for row, seq in zip(rows, seqs, strict=True)],
+                )
+            if alarm_state is not None:
+                session.merge(SettingRow(key=_ALARM_STATE, value=json.dumps(alarm_state)))
+        return seqs
+
+    def alarm_state(self) -> dict[str, Any] | None:
+        """The alarm's state after the last recorded sample."""
+        with transaction(self._engine) as session:
+            row = session.get(SettingRow, _ALARM_STATE)
+            return None if row is None else json.loads(row.value)
+
+    def feedback(self, sample_id: str, label: str) -> None:
+        """Note what a sample really was; saying it again changes nothing, otherwise the last wins.
+
+        Raises:
+            UnknownSampleError: The journal has no such sample, or no longer.
+            StoreError: The label is empty, too long or not printable.
+        """
+        if not label or len(label) > _MAX_LABEL or not label.isprintable():
+            raise StoreError(f"label {label[:40]!r} must be 1 to {_MAX_LABEL} printable characters")
+        with transaction(self._durable) as session:
+            row = session.scalar(select(SampleRow).where(SampleRow.id == sample_id))
+            if row is None:
+                raise UnknownSampleError(
+                    f"no sample {sample_id[:80]!r} in the journal; use the sample_id that "
+                    "/v1/predict answered, before it is pruned"
+                )
+            if row.true_label != label:
+                row.true_label, row.labelled_at = label, self._clock()
+
+    def get(self, sample_id: str) -> SampleRecord:
+        """One sample.
+
+        Raises:
+            UnknownSampleError: The journal has no such sample.
+        """
+        with transaction(self._engine) as session:
+            row = session.scalar(select(SampleRow).where(SampleRow.id == sample_id))
+            if row is None:
+                raise UnknownSampleError(f"no sample {sample_id[:80]!r} in the journal")
+            return _record(row)
+
+    def recent(self, n: int, *, since_seq: int = 0) -> list[SampleRecord]:
+        """The newest n samples after a position that still have features, oldest first."""
+        return self._newest(n, SampleRow.seq > since_seq, SampleRow.features.is_not(None))
+
+    def labelled(self, *, since_seq: int = 0) -> list[SampleRecord]:
+        """The labelled samples after a position that still have features, oldest first."""
+        return self._newest(
+            None,
+            SampleRow.seq > since_seq,
+            SampleRow.true_label.is_not(None),
+            SampleRow.features.is_not(None),
+        )
+
+    def count_labelled(self, *, since_seq: int = 0) -> int:
+        """How many samples after a position have a label."""
+        with transaction(self._engine) as session:
+            return (
+                session.scalar(
+                    select(func.count())
+                    .select_from(SampleRow)
+                    .where(SampleRow.seq > since_seq, SampleRow.true_label.is_not(None))
+                )
+                or 0
+            )
+
+    def p_values(self, *, since_seq: int = 0) -> list[float]:
+        """The p-values of the samples after a position, oldest first."""
+        with transaction(self._engine) as session:
+            query = select(SampleRow.p_value).where(SampleRow.seq > since_seq)
+            return list(session.scalars(query.order_by(SampleRow.seq)))
+
+    def prune(self, max_samples: int, *, protect_since_seq: int | None = None) -> None:
+        """Keep images and features of the newest samples only, and the log 50 times longer.
+
+        Args:
+            max_samples: How many keep their image and features.
+            protect_since_seq: Labelled samples after this position keep theirs in any case.
+        """
+        with transaction(self._engine) as session:
+            newest = session.scalar(select(func.max(SampleRow.seq))) or 0
+            old = SampleRow.seq <= newest - max_samples
+            if protect_since_seq is not None:
+                old &= SampleRow.true_label.is_(None) | (SampleRow.seq <= protect_since_seq)
+            session.execute(
+                update(SampleRow)
+                .where(old, SampleRow.features.is_not(None))
+                .values(features=None, image=None)
+            )
+            session.execute(
+                delete(SampleRow).where(
+                    SampleRow.seq <= newest - _LOG_FACTOR * max_samples,
+                    SampleRow.features.is_(None),
+                )
+            )
+
+    def _newest(self, n: int | None, *conditions: Any) -> list[SampleRecord]:
+        query = select(SampleRow).where(*conditions).order_by(SampleRow.seq.desc())
+        with transaction(self._engine) as session:
+            rows = session.scalars(query if n is None else query.limit(n))
+            return [_record(row) for row in rows][::-1]
+
+
+def _record(row: SampleRow) -> SampleRecord:
+    return SampleRecord(
+        id=row.id,
+        at=row.at,
+        generation=row.generation,
+        label=row.label,
+        probability=row.probability,
+        adapter=row.adapter,
+        score=row.score,
+        p_value=row.p_value,
+        features=None if row.features is None else np.frombuffer(row.features, dtype="<f2"),
+        image=row.image,
+        true_label=row.true_label,
+        labelled_at=row.labelled_at,
+        seq=row.seq,
+    )
