@@ -138,6 +138,14 @@ class ShiftTest:
             the worst class's estimated own rate count as no shift, so that a change of class
             proportions alone does not alarm. It only ever raises q, so the budget still holds.
 
+    Attributes:
+        alarm_at: the evidence at which the alarm is raised, budget / (1 − δ).
+        thresholds: float64 [b], the threshold t of each bet.
+        rates: float64 [b], the rate q at which each is exceeded at most while nothing shifts.
+        gains_above: float64 [b], the factor L of each bet for a sample above its threshold.
+        gains_below: float64 [b], the factor L for a sample that is not.
+        fingerprint: names the test; a state belongs to one.
+
     Raises:
         OodError: scores are empty or not finite, or the budget is out of range.
 
@@ -169,9 +177,11 @@ class ShiftTest:
         self.thresholds: FloatArray = np.repeat(thresholds, len(_BETS))
         self.rates: FloatArray = np.repeat(rates, len(_BETS))
         bets = self.rates + np.tile(_BETS, len(ranks)) * (1 - self.rates)
-        self._above = bets / self.rates
-        self._below = (1 - bets) / (1 - self.rates)
-        content = np.concatenate([[self.alarm_at], self.thresholds, self._above, self._below])
+        self.gains_above = bets / self.rates
+        self.gains_below = (1 - bets) / (1 - self.rates)
+        content = np.concatenate(
+            [[self.alarm_at], self.thresholds, self.gains_above, self.gains_below]
+        )
         self.fingerprint = hashlib.sha256(content.astype("<f8").tobytes()).hexdigest()[:16]
 
     def initial_state(self) -> AlarmState:
@@ -213,7 +223,7 @@ class ShiftTest:
         since, seen, alarms = np.array(state.since, dtype=np.int64), state.seen, state.alarms
         first: Alarm | None = None
         for value in values:
-            ratio = np.where(value > self.thresholds, self._above, self._below)
+            ratio = np.where(value > self.thresholds, self.gains_above, self.gains_below)
             evidence = ratio * (evidence + 1.0)
             since = np.where(cusum <= 1.0, seen, since)
             cusum = ratio * np.maximum(cusum, 1.0)

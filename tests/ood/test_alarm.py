@@ -31,9 +31,9 @@ def test_the_bound_holds_with_the_promised_confidence(above: int, n: int) -> Non
 @pytest.mark.parametrize("n", [1, 2, 10, 50, 200])
 def test_every_bet_is_fair_at_the_bound(n: int) -> None:
     test = _test(n)
-    expected = test.rates * test._above + (1 - test.rates) * test._below
+    expected = test.rates * test.gains_above + (1 - test.rates) * test.gains_below
     assert np.allclose(expected, 1.0)
-    assert (test._above >= 1).all()
+    assert (test.gains_above >= 1).all()
 
 
 @pytest.mark.parametrize("n", [50, 200])
