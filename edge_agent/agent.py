@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy.exc import SQLAlchemyError
 
 from adapter_store.errors import StoreError
 from adapter_store.generations import Generation
@@ -66,6 +67,8 @@ class Agent:
         state: The state directory.
         metrics: What Prometheus scrapes.
         conductor_status: Set by the conductor; what it returns is merged into :meth:`status`.
+        protect_since_seq: Set by the conductor; labelled samples after this position of the
+            journal keep their images, however old.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Agent:
         self.metrics = Metrics()
         self.serving: Serving | None = None
         self.conductor_status: Callable[[], Mapping[str, Any]] | None = None
+        self.protect_since_seq: int | None = None
         self._clock = clock
         self._lock = threading.Lock()
         self._activation = threading.Lock()
@@ -380,8 +384,10 @@ class Agent:
             self._since_prune += len(seqs)
             if self._since_prune >= _PRUNE_EVERY:
                 self._since_prune = 0
-                self.state.journal.prune(self.config.buffer.max_samples)
-        except (StoreError, OSError) as error:
+                self.state.journal.prune(
+                    self.config.buffer.max_samples, protect_since_seq=self.protect_since_seq
+                )
+        except (StoreError, OSError, SQLAlchemyError) as error:
             self._counters["journal_errors"] += 1
             self.metrics.journal_errors.inc()
             if not self._journal_problem:

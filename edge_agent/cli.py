@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -111,7 +112,6 @@ def run(config: Config) -> None:
     signal.signal(signal.SIGINT, _ignored)
     with _opened(config) as opened:
         conductor = Conductor(opened, config)
-        opened.conductor_status = conductor.status
         with listening(opened, episodes=opened.state.episodes.list) as (server, sock):
             host, port = sock.getsockname()[:2]
             serving = opened.serving
@@ -132,47 +132,46 @@ def run(config: Config) -> None:
     log.info("%s stopped", config.agent.device)
 
 
-def fit(agent: Agent, data: Path, *, task: str, holdout: float, add: bool) -> str:
+def fit(device: Agent, data: Path, *, task: str, holdout: float, add: bool) -> str:
     """Fit, install and activate; returns what to tell the user.
 
     Raises:
         AgentError: There is a generation already and ``add`` was not given.
         TrainingDataError: The samples cannot be used.
     """
-    running = agent.serving
+    running = device.serving
     if running is not None and not add:
         raise AgentError(
             f"generation {running.number} is installed already; use --add to add these classes "
             "to it, or a fresh agent.state_dir to start over"
         )
-    labelled = fitting.load_labelled(data, agent.package.image_size)
-    with click.progressbar(
-        length=len(labelled.images), label="Encoding", file=click.get_text_stream("stderr")
-    ) as bar:
-        features = fitting.encode(agent.sessions, labelled.images, progress=bar.update)
+    labelled = fitting.load_labelled(data, device.package.image_size)
+    size = len(labelled.images)
+    with click.progressbar(length=size, label="Encoding", file=sys.stderr) as bar:
+        features = fitting.encode(device.sessions, labelled.images, progress=bar.update)
     fitted = fitting.fit(
         features,
         labelled.labels,
-        encoder=agent.package.digest,
+        encoder=device.package.digest,
         task=task,
-        created_by=agent.config.agent.device,
+        created_by=device.config.agent.device,
         created_at=time.time(),
         holdout=holdout,
     )
-    digests = [agent.state.blobs.put(pack(fitted.bundle))]
+    digests = [device.state.blobs.put(pack(fitted.bundle))]
     calibration = fitted.calibration_features
     if running is not None:
         digests += list(running.bundles)
-        before = agent.state.generations.get(running.number).calibration_features()
+        before = device.state.generations.get(running.number).calibration_features()
         calibration = np.concatenate([before.astype(np.float32), calibration])
-    generation = agent.build_generation(
+    generation = device.build_generation(
         digests,
         calibration,
         parent=None if running is None else running.number,
         reason=f"fitted on {data.name}",
         metrics={"holdout_accuracy": fitted.accuracy},
     )
-    agent.activate(generation.number)
+    device.activate(generation.number)
     manifest = fitted.bundle.manifest
     told = (
         f"generation {generation.number}: {len(manifest.labels)} classes from "

@@ -100,7 +100,8 @@ class BufferSection(_Section, frozen=True, kw_only=True):
     """``[buffer]``: what the device remembers of its recent input.
 
     Attributes:
-        max_samples: Samples kept in the journal; the oldest are forgotten first.
+        max_samples: Newest samples whose features and images are kept. What was answered, and
+            for which samples labels are accepted, is remembered 50 times longer.
         keep_images: Keep each sample as the encoder saw it. Without images the device cannot
             train an adapter itself, nor try one from the catalogue.
     """
@@ -151,10 +152,10 @@ class GenerationsSection(_Section, frozen=True, kw_only=True):
     """``[generations]``: how far back this device can be rolled.
 
     Attributes:
-        keep: Generations kept on disk, the running one included.
+        keep: Newest generations kept on disk; the running one and its parent always stay.
     """
 
-    keep: Annotated[int, msgspec.Meta(ge=2)] = 5
+    keep: Positive = 5
 
 
 class SearchSection(_Section, frozen=True, kw_only=True):

@@ -17,9 +17,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from adapter_store.bundle import Bundle, Manifest
+from adapter_store.bundle import FROZEN, Bundle, Manifest
 from edge_agent.errors import TrainingDataError
-from edge_agent.serving import FROZEN
 from edge_agent.snapshot import scale_images
 from exporter.errors import PreprocessError
 from exporter.preprocess import decode_sample, prepare
@@ -150,10 +149,10 @@ def fit(
         task=task,
         created_at=created_at,
         created_by=created_by,
-        parents=[],
+        parents=(),
         samples=statistics.samples,
         metrics={"holdout_accuracy": accuracy, "holdout_samples": float(len(calibration))},
-        score_quantiles=score_quantiles(scores),
+        score_quantiles=tuple(score_quantiles(scores)),
     )
     bundle = Bundle(
         manifest=manifest,

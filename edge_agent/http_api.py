@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from adapter_store.errors import DiskFullError, UnknownSampleError
+from adapter_store.errors import DiskFullError, StoreError, UnknownSampleError
 from edge_agent.agent import Agent
 from edge_agent.errors import AgentError, NoGenerationError
 from edge_agent.metrics import CONTENT_TYPE
@@ -206,6 +206,10 @@ def _feedback(agent: Agent, body: bytes) -> Response:
             if len(labels) == 1:
                 raise
             unknown.append(item.sample_id)
+        except DiskFullError:
+            raise
+        except StoreError as error:
+            raise _Refused(422, str(error), "send the class's name") from error
     return _json({"accepted": len(labels) - len(unknown), "unknown": unknown})
 
 

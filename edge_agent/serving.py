@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from adapter_store.bundle import Bundle
+from adapter_store.bundle import FROZEN, Bundle
 from edge_agent.errors import InstallError
 from edge_agent.router import Components, FloatArray, IntArray, Route, route
 from exporter.errors import EncoderError, PreprocessError
@@ -25,8 +25,6 @@ from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
 from ood.detector import Detector
 from ood.statistics import ClassStatistics, GaussianHead, l2_normalise, shrunk_covariance
-
-FROZEN: Final = "frozen"
 
 _BATCH: Final = 32  # bounds the memory of one inference, whatever a request holds
 _NOISE_SEED: Final = 20_240_229

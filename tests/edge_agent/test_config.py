@@ -49,9 +49,7 @@ MINIMAL = '[agent]\ndevice = "d"\nstate_dir = "state"\n'
 
 def test_every_key_is_documented_with_its_default_and_nothing_else_is() -> None:
     expected = {
-        key: "required"
-        if field.default is msgspec.NODEFAULT
-        else f"`{json.dumps(field.default)}`"
+        key: "required" if field.default is msgspec.NODEFAULT else f"`{json.dumps(field.default)}`"
         for key, field in keys().items()
     }
     assert documented() == expected
@@ -75,7 +73,7 @@ def test_a_typo_is_refused_by_name_with_a_suggestion(tmp_path: Path) -> None:
         "[learner]\nmomentum = 1.5\n",
         "[learner]\nepochs = 0\n",
         "[http]\nport = 70000\n",
-        "[generations]\nkeep = 1\n",
+        "[generations]\nkeep = 0\n",
         "[alarm]\nfalse_alarm_every = 'often'\n",
         "[mqtt]\nport = 1883\n",
     ],
