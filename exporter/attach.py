@@ -17,7 +17,7 @@ import onnx
 
 from exporter.errors import EncoderError
 from exporter.graphs import filled, joined
-from exporter.package import PREFIX_GRAPH, PREFIX_KEY, SUFFIX_KEY, EncoderPackage
+from exporter.package import PREFIX_GRAPH, EncoderPackage
 from exporter.sessions import check_tensors
 
 # One protocol-buffer message cannot be larger.
@@ -50,11 +50,9 @@ def attach(
     family = family or package.families[0]
     if tensors:
         check_tensors(package, family, tensors)
-    suffix = onnx.load_model_from_string(package.read(package.family(family).graph))
-    model = filled(suffix, package.weights(SUFFIX_KEY), tensors)
+    model = _filled(package, package.family(family).graph, tensors)
     if whole:
-        prefix = onnx.load_model_from_string(package.read(PREFIX_GRAPH))
-        model = joined(filled(prefix, package.weights(PREFIX_KEY), {}), model)
+        model = joined(_filled(package, PREFIX_GRAPH, {}), model)
     about = {
         "driftkeel.encoder": package.digest,
         "driftkeel.encoder_name": package.name,
@@ -78,3 +76,10 @@ def attach(
         draft.unlink(missing_ok=True)
         raise EncoderError(f"cannot write {out}: {error.strerror}") from error
     return out
+
+
+def _filled(
+    package: EncoderPackage, graph: str, tensors: Mapping[str, npt.NDArray[np.float32]]
+) -> onnx.ModelProto:
+    proto = onnx.load_model_from_string(package.read(graph))
+    return filled(proto, package.graph_weights(graph), tensors)

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from exporter.errors import EncoderError
 from exporter.families import adapter_family, tensor_shapes
+from exporter.graphs import weight_names
+from exporter.lowering import prefix_graph, suffix_graph
 from exporter.package import (
     FORMAT,
     MANIFEST,
@@ -42,9 +44,7 @@ from exporter.programs import (
     AdaptedSuffix,
     capture_prefix,
     capture_suffix,
-    prefix_graph,
     save_program,
-    suffix_graph,
 )
 from exporter.vit import split_vit, vit_from_state_dict
 
@@ -158,6 +158,7 @@ def build_encoder(
         raise EncoderError(f"{out} exists; give a directory that does not, or remove it")
     if not families:
         raise EncoderError("no adapter family was asked for; an encoder needs at least one")
+    colours = _colour(mean, "mean"), _colour(std, "std")
     chosen = {n: s if isinstance(s, Site) else Site(s) for n, s in sorted(sites.items())}
     prefix, suffix = _stored_as(prefix, dtype), _stored_as(suffix, dtype)
     progress("checking the halves and the sites")
@@ -170,7 +171,7 @@ def build_encoder(
     contents = {WEIGHTS: _weights(prefix, suffix, dtype)}
     progress("capturing the prefix and lowering it to ONNX")
     with _capturing("the prefix"):
-        contents[PREFIX_GRAPH] = prefix_graph(capture_prefix(prefix, images)).SerializeToString()
+        protos = {PREFIX_GRAPH: prefix_graph(capture_prefix(prefix, images))}
     entries = {}
     for family_name in families:
         progress(f"capturing the suffix for {family_name!r} adapters and lowering it to ONNX")
@@ -185,21 +186,23 @@ def build_encoder(
         with _capturing("the suffix"):
             adapted = AdaptedSuffix(copy.deepcopy(suffix), family, chosen)
             program = capture_suffix(adapted, hidden)
-            contents[entry.graph] = suffix_graph(program, shapes).SerializeToString()
+            protos[entry.graph] = suffix_graph(program, shapes)
             contents[entry.program] = save_program(program)
         entries[family_name] = entry
+    contents |= {file: proto.SerializeToString() for file, proto in protos.items()}
 
     manifest = PackageManifest(
         format=FORMAT,
         name=name,
         image_size=image_size,
-        mean=_colour(mean, "mean"),
-        std=_colour(std, "std"),
+        mean=colours[0],
+        std=colours[1],
         dtype=dtype,
         hidden_shape=tuple(hidden.shape[1:]),
         feature_dim=features.shape[1],
         sites=chosen,
         families=entries,
+        graphs={file: weight_names(proto) for file, proto in protos.items()},
         files=file_entries(contents),
         built_with={package: version(package) for package in ("torch", "onnx", "onnxscript")},
     )

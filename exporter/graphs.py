@@ -31,22 +31,27 @@ def lean(model: ir.Model, stored: Collection[str]) -> ModelProto:
         model: The model as exported, unoptimised: its initialisers keep the parameters' names.
         stored: Names of the initialisers the package stores.
     """
-    hidden = {}
+    hidden = set()
     for name in [name for name in model.graph.initializers if name in stored]:
         value = model.graph.initializers.pop(name)
         value.const_value = None
         model.graph.inputs.append(value)
-        hidden[name] = value
+        hidden.add(name)
     onnxscript.optimizer.optimize_ir(model)
     proto: ModelProto = ir.to_proto(model)
-    graph = proto.graph
-    used = {name for node in _nodes(graph) for name in node.input}
-    for entry in [entry for entry in graph.input if entry.name in hidden]:
-        graph.input.remove(entry)
+    used = {name for node in _nodes(proto.graph) for name in node.input}
+    for entry in [entry for entry in proto.graph.input if entry.name in hidden]:
+        proto.graph.input.remove(entry)
         if entry.name in used:
-            graph.initializer.append(_external(entry))
+            proto.graph.initializer.append(_external(entry))
     _forget_sources(proto)
     return proto
+
+
+def weight_names(proto: ModelProto) -> tuple[str, ...]:
+    """The stored weights a lean graph has to be given, sorted."""
+    external = TensorProto.EXTERNAL
+    return tuple(sorted(t.name for t in proto.graph.initializer if t.data_location == external))
 
 
 def _external(entry: onnx.ValueInfoProto) -> TensorProto:

@@ -8,21 +8,19 @@ exporter read packages through here; nothing here imports torch or ONNX, and not
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from adapter_store.bundle import EncoderInterface
 from exporter.errors import EncoderError
-
-if TYPE_CHECKING:
-    from adapter_store.bundle import EncoderInterface
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -73,7 +71,23 @@ class FamilyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PackageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`manifest.json`: everything about an encoder but its numbers."""
+    """`manifest.json`: everything about an encoder but its numbers.
+
+    Attributes:
+        format: The version of this layout.
+        name: The name people know the encoder by.
+        image_size: Side of the square input, in pixels.
+        mean: Mean of each colour channel, of values in 0 to 1.
+        std: Standard deviation of each colour channel.
+        dtype: How the weights are stored; they are computed with in float32.
+        hidden_shape: Shape of the prefix's output for one sample.
+        feature_dim: Width of a feature vector.
+        sites: Where adapters attach, by module name.
+        families: What the package holds for each adapter family.
+        graphs: The stored weights each ONNX graph has to be given, by the graph's file.
+        files: Every other file of the package.
+        built_with: Versions of the libraries that built it.
+    """
 
     format: int
     name: str
@@ -85,6 +99,7 @@ class PackageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     feature_dim: int
     sites: dict[str, Site]
     families: dict[str, FamilyEntry]
+    graphs: dict[str, tuple[str, ...]]
     files: dict[str, FileEntry]
     built_with: dict[str, str]
 
@@ -169,8 +184,6 @@ class EncoderPackage:
 
     def interface(self) -> EncoderInterface:
         """What a bundle must fit to be used with this encoder."""
-        from adapter_store.bundle import EncoderInterface  # noqa: PLC0415
-
         return EncoderInterface(
             digest=self.digest,
             feature_dim=self.feature_dim,
@@ -208,11 +221,23 @@ class EncoderPackage:
         Args:
             part: `PREFIX_KEY` or `SUFFIX_KEY`, which the returned names keep.
         """
+        return self._weights(lambda name: name.startswith(part))
+
+    def graph_weights(self, graph: str) -> dict[str, Array]:
+        """Reads the weights that one of the package's graphs has to be given.
+
+        Args:
+            graph: The graph's file.
+        """
+        wanted = frozenset(self.manifest.graphs[graph])
+        return self._weights(wanted.__contains__)
+
+    def _weights(self, wanted: Callable[[str], bool]) -> dict[str, Array]:
         self.read(WEIGHTS)
         path = self.path / WEIGHTS
         try:
             with safe_open(path, framework="numpy") as archive:
-                names = [name for name in archive.keys() if name.startswith(part)]  # noqa: SIM118
+                names = [name for name in archive.keys() if wanted(name)]  # noqa: SIM118
                 return {name: _widened(archive.get_tensor(name)) for name in names}
         except (SafetensorError, OSError, ValueError) as error:
             raise EncoderError(f"cannot read the weights in {path}: {error}") from error
@@ -284,9 +309,13 @@ def _check_manifest(manifest: PackageManifest, path: Path) -> None:
     for name in manifest.files:
         if name != Path(name).name or name in {MANIFEST, ".", ".."}:
             raise EncoderError(f"{path} names the file {name!r}, which is not a plain file name")
-    needed = {WEIGHTS, PREFIX_GRAPH}
+    needed = {WEIGHTS, PREFIX_GRAPH, *manifest.graphs}
+    if PREFIX_GRAPH not in manifest.graphs:
+        raise EncoderError(f"{path} does not list the weights of {PREFIX_GRAPH!r}")
     for entry in manifest.families.values():
         needed |= {entry.graph, entry.program}
+        if entry.graph not in manifest.graphs:
+            raise EncoderError(f"{path} does not list the weights of {entry.graph!r}")
     if missing := sorted(needed - set(manifest.files)):
         raise EncoderError(f"{path} does not list the file {missing[0]!r}")
     sizes = (manifest.image_size, manifest.feature_dim, *manifest.hidden_shape)

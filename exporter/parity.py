@@ -81,7 +81,7 @@ def parity(
         package: The encoder.
         family: The adapter's family.
         tensors: The adapter's tensors.
-        hidden: Values from the prefix, float32 [n, *package.hidden_shape], n at least 2.
+        hidden: Values from the prefix, float32 [n, *package.hidden_shape], n at least 1.
         decide: Turns features [n, d] into one decision a sample, as a head does. When absent,
             a decision is which other sample torch's features put nearest.
         tolerance: The largest difference that is accepted.
@@ -89,8 +89,8 @@ def parity(
     Raises:
         ParityError: A form differs by more than the tolerance, or is not finite.
     """
-    if len(hidden) < 2:
-        raise ParityError(f"parity needs at least 2 samples, found {len(hidden)}")
+    if not len(hidden):
+        raise ParityError("parity needs at least one sample")
     reference = reference_features(package, family, hidden, tensors)
     forms = {"fed": EncoderSessions(package).suffix(hidden, tensors, family)}
     with tempfile.TemporaryDirectory() as folder:

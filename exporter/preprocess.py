@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import struct
-import warnings
 import zlib
 
 import numpy as np
@@ -106,12 +105,9 @@ def prepare(images: Images, package: EncoderPackage) -> npt.NDArray[np.float32]:
 
 def _decode_image(data: bytes) -> Images:
     try:
-        with warnings.catch_warnings():
-            # Size is checked here, below; Pillow's warning would only go to a log.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_pixels(*image.size)
-            image.load()
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_pixels(*image.size)
+        image.load()
         return _rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise PreprocessError(

@@ -2,7 +2,7 @@
 
 One captured program per (encoder, family) serves both runtimes: saved, it gives gradients on a
 device that has no model source; lowered, it is the graph ONNX Runtime runs. The builder and the
-trainer call this. It chooses no sites and writes no files.
+trainer call this. It chooses no sites, writes no files and needs no ONNX.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnx import ModelProto
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from exporter.errors import EncoderError
 from exporter.families import AdapterFamily, tensor_shapes
-from exporter.graphs import lean, with_defaults
 from exporter.package import SUFFIX_KEY, EncoderPackage, Site
 
 _MAX_BATCH = 65536
@@ -90,7 +88,7 @@ def capture_prefix(prefix: nn.Module, images: Tensor) -> ExportedProgram:
     """Captures a prefix with a dynamic batch; `images` gives the other axes."""
     example = images[:1].expand(_EXAMPLE_BATCH, *images.shape[1:]).contiguous()
     batch = Dim("batch", min=1, max=_MAX_BATCH)
-    with _quiet():
+    with quiet():
         return torch.export.export(
             WholePrefix(prefix).eval(), (example,), dynamic_shapes=({0: batch},)
         )
@@ -105,41 +103,10 @@ def capture_suffix(adapted: AdaptedSuffix, hidden: Tensor) -> ExportedProgram:
     for shape in adapted.tensors.values():
         examples.append(torch.zeros([_EXAMPLE_RANK if a == "rank" else int(a) for a in shape]))
         dynamic.append({i: rank for i, a in enumerate(shape) if a == "rank"})
-    with _quiet():
+    with quiet():
         return torch.export.export(
             adapted.eval(), (example, *examples), dynamic_shapes=({0: batch}, tuple(dynamic))
         )
-
-
-def prefix_graph(program: ExportedProgram) -> ModelProto:
-    """Lowers a captured prefix to ONNX without its weights: `images` to `hidden`."""
-    return _lowered(program, ["images"], "hidden")
-
-
-def suffix_graph(
-    program: ExportedProgram, tensors: Mapping[str, tuple[int | str, ...]]
-) -> ModelProto:
-    """Lowers a captured suffix to ONNX without its weights: `hidden` to `features`.
-
-    Every adapter tensor is an input under its own name, with a default that changes nothing.
-    """
-    proto = _lowered(program, ["hidden", *tensors], "features")
-    with_defaults(proto, tensors)
-    return proto
-
-
-def _lowered(program: ExportedProgram, inputs: list[str], output: str) -> ModelProto:
-    with _quiet():
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            input_names=inputs,
-            output_names=[output],
-        )
-    assert exported is not None
-    return lean(exported.model, stored=set(program.state_dict))
 
 
 def save_program(program: ExportedProgram) -> bytes:
@@ -153,7 +120,7 @@ def save_program(program: ExportedProgram) -> bytes:
     # Saved examples are a pickle, which nobody should have to load.
     program.example_inputs = None
     archive = io.BytesIO()
-    with _quiet():
+    with quiet():
         torch.export.save(program, archive)
     return gzip.compress(archive.getvalue(), mtime=0)
 
@@ -199,7 +166,7 @@ def load_training_program(package: EncoderPackage, family: str) -> TrainingProgr
     data = gzip.decompress(package.read(entry.program))
     weights = {name: torch.from_numpy(value) for name, value in package.weights(SUFFIX_KEY).items()}
     try:
-        with _quiet():
+        with quiet():
             module = torch.export.load(io.BytesIO(data)).module()
         module.load_state_dict(weights)
     except Exception as error:  # torch names no type for what a foreign archive raises
@@ -225,8 +192,8 @@ def reference_features(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporters' notes on packages that are not needed here."""
+def quiet() -> Iterator[None]:
+    """Silences torch's notes on packages that are not needed here."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from exporter.errors import EncoderError
-from exporter.package import PREFIX_GRAPH, PREFIX_KEY, SUFFIX_KEY, EncoderPackage
+from exporter.package import PREFIX_GRAPH, EncoderPackage
 
 Array = npt.NDArray[np.float32]
 
@@ -43,7 +43,7 @@ class EncoderSessions:
         self.threads = threads
         size = package.image_size
         self._image_shape = (3, size, size)
-        self._prefix = _session(package, PREFIX_GRAPH, PREFIX_KEY, threads)
+        self._prefix = _session(package, PREFIX_GRAPH, threads)
         self._suffixes: dict[str, onnxruntime.InferenceSession] = {}
         self._lock = threading.Lock()
 
@@ -93,7 +93,7 @@ class EncoderSessions:
         with self._lock:
             if family not in self._suffixes:
                 graph = self.package.family(family).graph
-                self._suffixes[family] = _session(self.package, graph, SUFFIX_KEY, self.threads)
+                self._suffixes[family] = _session(self.package, graph, self.threads)
             return self._suffixes[family]
 
 
@@ -139,11 +139,9 @@ def check_tensors(
     return rank or 0
 
 
-def _session(
-    package: EncoderPackage, graph: str, part: str, threads: int
-) -> onnxruntime.InferenceSession:
+def _session(package: EncoderPackage, graph: str, threads: int) -> onnxruntime.InferenceSession:
     options = session_options(threads)
-    weights = package.weights(part)
+    weights = package.graph_weights(graph)
     options.add_external_initializers(
         list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in weights.values()]
     )
