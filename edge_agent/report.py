@@ -1,0 +1,65 @@
+"""The reported state: what this device says about itself, read from what runs.
+
+A pure reading of the agent; the conductor sends it on every change and every few seconds.
+"""
+
+from __future__ import annotations
+
+from adapter_store.wire import EpisodeSummary, GenerationSummary, Report
+from edge_agent.agent import Agent
+from edge_agent.desired import DesiredState
+from edge_agent.episode import Episode
+
+_TEXT = 2000
+_GENERATIONS = 100
+
+
+def build_report(
+    agent: Agent,
+    desired: DesiredState,
+    episode: Episode | None,
+    *,
+    sequence: int,
+    device: str,
+    problem: str,
+) -> Report | None:
+    """The report of this moment; None before the first generation."""
+    serving = agent.serving
+    if serving is None:
+        return None
+    held = agent.state.generations.list()[-_GENERATIONS:]
+    return Report(
+        device=device,
+        sequence=sequence,
+        desired_version=desired.version,
+        generation=serving.number,
+        generation_digest=serving.describe()["digest"],
+        pinned=desired.pinned,
+        generations=[
+            GenerationSummary(
+                number=generation.number,
+                digest=generation.digest,
+                reason=generation.manifest.reason[:_TEXT],
+                created_at=generation.manifest.created_at,
+                bundles=generation.manifest.bundles[:1000],
+            )
+            for generation in held
+        ],
+        episode=None
+        if episode is None
+        else EpisodeSummary(
+            number=episode.number,
+            state=str(episode.stage),
+            detail=describe_episode(episode)[:_TEXT],
+        ),
+        counters={name: float(count) for name, count in agent.status()["counters"].items()},
+        problem=(desired.problem or problem)[:_TEXT],
+    )
+
+
+def describe_episode(episode: Episode) -> str:
+    """What happens now or what is missing, for a person."""
+    said = episode.outcome or episode.note
+    if episode.pinned and episode.open:
+        return f"pinned by the operator, goes on when unpinned; {said}"
+    return said
