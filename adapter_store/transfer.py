@@ -1,219 +1,273 @@
-"""Moving a bundle in chunks: the receiver asks for ranges, the sender answers; pure state machines.
+"""Chunked transfer of one bundle, as two pure state machines: who asks, and who answers.
 
-Both directions are the same: to upload, a device offers a bundle and the catalogue is the receiver.
-The receiver survives loss, duplication, any order and restarts; nothing here opens a socket or
-reads a clock, and only `PartialFile` touches the disk.
+The receiver drives: it asks for ranges (`Get`), takes chunks in any order and any number of times,
+asks again for what did not come, and stops on `Missing`. Both directions use it: a device pulls
+from the catalogue, and the catalogue pulls what a device offers. No clock, socket or file here;
+`adapter_store.partial` keeps the bytes.
+
+Sketch of a receiver's use::
+
+    for get in receiver.requests(now):
+        send(get)
+    ...
+    data = receiver.accept(chunk, now)        # for every chunk that arrives
+    if data is not None:
+        keep(chunk.offset, data)
+    if receiver.complete: ...                 # or receiver.failed
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
-from adapter_store.errors import DiskFullError, TransferError
-from adapter_store.wire import MAX_CHUNK_BYTES, Chunk, Get, Missing
+from adapter_store import wire
+from adapter_store.errors import StoreError, TransferError
 
-CHUNK_BYTES: Final = 64 * 1024
-WINDOW: Final = 8
-FIRST_TIMEOUT_S: Final = 2.0
-LAST_TIMEOUT_S: Final = 60.0
+DEFAULT_CHUNK_BYTES: Final = 64 * 1024
+MAX_TRANSFER_BYTES: Final = 64 * 1024 * 1024
+_TIMEOUT_S: Final = 2.0
+_MAX_TIMEOUT_S: Final = 60.0
+_MAX_ATTEMPTS: Final = 10
 
 
-@dataclass
+@dataclass(slots=True)
+class _Asked:
+    """A chunk that was asked for and has not come; ``again_at`` is None once it is too late."""
+
+    first_at: float
+    again_at: float | None
+    attempts: int
+
+    def overdue(self, now: float) -> bool:
+        return self.again_at is not None and self.again_at <= now
+
+
 class Receiver:
-    """Asks for the chunks of one bundle until all are there.
+    """Decides what to ask for next, until every byte of a bundle is here.
+
+    The window starts at ``window`` chunks, halves when a chunk has to be asked for again and
+    grows back by one with each that arrives, so a thin link is not asked for everything twice.
 
     Args:
         digest: The bundle.
-        size_bytes: Its whole size.
-        have: Indices of chunks that are already here, from before a restart.
-        chunk_bytes: The size of a chunk.
-        window: How many requests may be under way.
-    """
+        size_bytes: Its size as vouched for; a chunk that says otherwise is ignored.
+        rng: Source of the jitter in timeouts.
+        held: Ranges ``(offset, length)`` that an earlier attempt brought.
+        chunk_bytes: How much to ask for at once, at most `wire.MAX_CHUNK_BYTES`.
+        window: Chunks asked for and not yet here, at most.
+        timeout_s: Shortest wait before asking again; it grows with the round trips measured, and
+            doubles with each attempt.
+        max_attempts: A chunk asked for this often without an answer ends the transfer.
+        max_size_bytes: Refuse anything larger.
 
-    digest: str
-    size_bytes: int
-    have: set[int] = field(default_factory=set)
-    chunk_bytes: int = CHUNK_BYTES
-    window: int = WINDOW
-    _asked: dict[int, float] = field(default_factory=dict, init=False)
-    _timeout_s: float = field(default=FIRST_TIMEOUT_S, init=False)
-
-    def __post_init__(self) -> None:
-        if self.size_bytes < 1:
-            raise TransferError(f"bundle {self.digest[:12]} declares {self.size_bytes} bytes")
-        self.have = {index for index in self.have if 0 <= index < self.chunks}
-
-    @property
-    def chunks(self) -> int:
-        """How many chunks there are."""
-        return math.ceil(self.size_bytes / self.chunk_bytes)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every chunk is here."""
-        return len(self.have) == self.chunks
-
-    def requests(self, now: float) -> list[Get]:
-        """What to ask for now: new chunks, and those whose answer is overdue.
-
-        Args:
-            now: A monotonic clock, in seconds.
-        """
-        overdue = [i for i, at in self._asked.items() if now - at >= self._timeout_s]
-        for index in overdue:
-            del self._asked[index]
-        if overdue:
-            # A slow link is not helped by asking faster.
-            self._timeout_s = min(LAST_TIMEOUT_S, 2 * self._timeout_s)
-        wanted = (i for i in range(self.chunks) if i not in self.have and i not in self._asked)
-        gets = []
-        for index in wanted:
-            if len(self._asked) >= self.window:
-                break
-            self._asked[index] = now
-            offset = index * self.chunk_bytes
-            gets.append(
-                Get(
-                    digest=self.digest,
-                    offset=offset,
-                    length=min(self.chunk_bytes, self.size_bytes - offset),
-                )
-            )
-        return gets
-
-    def restart(self) -> None:
-        """Forget what was asked, as after a reconnection; what is here stays."""
-        self._asked.clear()
-        self._timeout_s = FIRST_TIMEOUT_S
-
-    def accept(self, chunk: Chunk) -> bool:
-        """Take a chunk; False when it is here already.
-
-        Raises:
-            TransferError: It is not a chunk of this bundle.
-        """
-        index, rest = divmod(chunk.offset, self.chunk_bytes)
-        expected = min(self.chunk_bytes, self.size_bytes - chunk.offset)
-        if (
-            chunk.digest != self.digest
-            or chunk.size_bytes != self.size_bytes
-            or rest
-            or len(chunk.data) != expected
-        ):
-            raise TransferError(
-                f"a chunk of {len(chunk.data)} bytes at {chunk.offset} of {chunk.size_bytes} does "
-                f"not fit bundle {self.digest[:12]} of {self.size_bytes} bytes"
-            )
-        self._asked.pop(index, None)
-        self._timeout_s = FIRST_TIMEOUT_S
-        if index in self.have:
-            return False
-        self.have.add(index)
-        return True
-
-
-def answer(get: Get, read: Callable[[str], bytes | None]) -> Chunk | Missing:
-    """Answer a request for a range.
-
-    Args:
-        get: The request.
-        read: Gives the whole bundle of a digest, or None when it is not to be had.
-    """
-    data = read(get.digest)
-    if data is None:
-        return Missing(digest=get.digest, reason="this bundle is not offered here")
-    part = data[get.offset : get.offset + min(get.length, MAX_CHUNK_BYTES)]
-    if not part:
-        return Missing(digest=get.digest, reason="the range is past the end of the bundle")
-    return Chunk(digest=get.digest, offset=get.offset, size_bytes=len(data), data=part)
-
-
-class PartialFile:
-    """The chunks of a bundle that are here so far, on disk.
-
-    Beside the data one byte a chunk says whether it is there; it is written after the data is
-    synced, so what it claims after a power cut is true.
-
-    Args:
-        directory: Where to keep it.
-        digest: The bundle.
-        size_bytes: Its whole size.
-        chunk_bytes: The size of a chunk.
+    Raises:
+        TransferError: The size is zero or over the limit.
     """
 
     def __init__(
-        self, directory: Path, digest: str, size_bytes: int, *, chunk_bytes: int = CHUNK_BYTES
+        self,
+        digest: str,
+        size_bytes: int,
+        *,
+        rng: random.Random,
+        held: Iterable[tuple[int, int]] = (),
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        window: int = 4,
+        timeout_s: float = _TIMEOUT_S,
+        max_attempts: int = _MAX_ATTEMPTS,
+        max_size_bytes: int = MAX_TRANSFER_BYTES,
     ) -> None:
-        self.digest, self._size, self._chunk = digest, size_bytes, chunk_bytes
-        # The name holds all that must agree before what is there may be continued.
-        stem = f"{digest}.{size_bytes}.{chunk_bytes}"
-        self._data = directory / f"{stem}.part"
-        self._map = directory / f"{stem}.map"
+        check_size(digest, size_bytes, max_size_bytes)
+        if not 1 <= chunk_bytes <= wire.MAX_CHUNK_BYTES:
+            raise ValueError(f"chunk_bytes is {chunk_bytes}, not 1 to {wire.MAX_CHUNK_BYTES}")
+        if window < 1:
+            raise ValueError(f"window is {window}, not at least 1")
+        self.digest = digest
+        self.size_bytes = size_bytes
+        self._chunk_bytes = chunk_bytes
+        self._max_window = self._window = window
+        self._min_timeout_s = timeout_s
+        self._round_trip_s = 0.0
+        self._max_attempts = max_attempts
+        self._rng = rng
+        self._asked: dict[int, _Asked] = {}
+        self._failed = ""
+        covered = _union(held)
+        # Offsets not here yet, in order; a dict for its ordered O(1) removal.
+        self._wanted = dict.fromkeys(
+            offset
+            for offset in range(0, size_bytes, chunk_bytes)
+            if not any(a <= offset and offset + self._length(offset) <= b for a, b in covered)
+        )
 
-    def have(self) -> set[int]:
-        """The indices of the chunks that are here."""
-        try:
-            marks = self._map.read_bytes()
-        except FileNotFoundError:
-            return set()
-        return {index for index, mark in enumerate(marks) if mark == 1} if self._whole() else set()
+    @property
+    def complete(self) -> bool:
+        """Whether every byte is here (their digest is for the keeper of the bytes to check)."""
+        return not self._wanted
 
-    def write(self, chunk: Chunk) -> None:
-        """Keep a chunk.
+    @property
+    def failed(self) -> str:
+        """Why this transfer is over without success; empty while it is not."""
+        return self._failed
 
-        Raises:
-            DiskFullError: It was not kept.
+    @property
+    def received_bytes(self) -> int:
+        """Bytes here so far, those held from the beginning included."""
+        return self.size_bytes - sum(map(self._length, self._wanted))
+
+    def requests(self, now: float) -> list[wire.Get]:
+        """What to send now: the window filled, and what did not come asked for again."""
+        if self._failed or self.complete:
+            return []
+        late = [asked for asked in self._asked.values() if asked.overdue(now)]
+        if late:
+            self._window = max(1, self._window // 2)
+        for asked in late:
+            asked.again_at = None
+            if asked.attempts >= self._max_attempts:
+                self._failed = f"no answer to {asked.attempts} requests for the same part"
+                return []
+        pending = {offset for offset, asked in self._asked.items() if asked.again_at is not None}
+        room = max(0, self._window - len(pending))
+        idle = (offset for offset in self._wanted if offset not in pending)
+        chosen = list(islice(idle, room))
+        for offset in chosen:
+            asked = self._asked.setdefault(offset, _Asked(now, None, 0))
+            asked.attempts += 1
+            asked.again_at = now + self._timeout_s(asked.attempts)
+        return [
+            wire.Get(digest=self.digest, offset=offset, length=self._length(offset))
+            for offset in chosen
+        ]
+
+    def next_at(self) -> float | None:
+        """When `requests` should be called again if nothing arrives; None when never."""
+        if self._failed or self.complete:
+            return None
+        times = (asked.again_at for asked in self._asked.values())
+        return min((at for at in times if at is not None), default=None)
+
+    def accept(self, chunk: wire.Chunk, now: float) -> bytes | None:
+        """Take in a chunk.
+
+        Returns:
+            The bytes to keep at ``chunk.offset``; None when the chunk is a duplicate, of another
+            bundle, or not what was asked for.
         """
+        if (
+            self._failed
+            or chunk.digest != self.digest
+            or chunk.size_bytes != self.size_bytes
+            or chunk.offset not in self._wanted
+            or len(chunk.data) != self._length(chunk.offset)
+        ):
+            return None
+        del self._wanted[chunk.offset]
+        asked = self._asked.pop(chunk.offset, None)
+        if asked is not None:
+            # Which of several requests this answers is unknown: from the first one on is an upper
+            # bound, which is what a link too slow for its timeouts has to be measured by.
+            sample = max(0.0, now - asked.first_at)
+            smoothed = 0.8 * self._round_trip_s + 0.2 * sample
+            self._round_trip_s = max(sample, smoothed) if asked.attempts == 1 else smoothed
+        self._window = min(self._max_window, self._window + 1)
+        return chunk.data
+
+    def lost(self, offset: int) -> None:
+        """Ask for a chunk again although it came: it could not be kept."""
+        if offset % self._chunk_bytes == 0 and 0 <= offset < self.size_bytes:
+            self._wanted[offset] = None
+
+    def missing(self, message: wire.Missing) -> None:
+        """The other side will not send this bundle; the transfer is over."""
+        if message.digest == self.digest and not self.complete:
+            self._failed = message.reason or "the other side does not have it"
+
+    def reconnected(self) -> None:
+        """Whatever was on its way is lost; ask again at once, with patience renewed."""
+        self._asked.clear()
+        self._window = self._max_window
+
+    def _length(self, offset: int) -> int:
+        return min(self._chunk_bytes, self.size_bytes - offset)
+
+    def _timeout_s(self, attempts: int) -> float:
+        patience_s = max(self._min_timeout_s, 3.0 * self._round_trip_s) * 2.0 ** (attempts - 1)
+        return min(_MAX_TIMEOUT_S, patience_s) * self._rng.uniform(1.0, 1.25)
+
+
+def check_size(digest: str, size_bytes: int, max_size_bytes: int = MAX_TRANSFER_BYTES) -> None:
+    """Refuse a bundle that cannot be transferred.
+
+    Raises:
+        TransferError: The size is zero or over the limit.
+    """
+    if not 1 <= size_bytes <= max_size_bytes:
+        raise TransferError(
+            f"bundle {digest[:12]} is said to have {size_bytes} bytes; "
+            f"1 to {max_size_bytes} can be transferred"
+        )
+
+
+def _union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges ``(offset, length)`` as disjoint intervals ``[start, end)``."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted((offset, offset + length) for offset, length in ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+class Sender:
+    """Answers `Get`; whether the asker may have the bundle is decided before.
+
+    Args:
+        read: Gives a bundle's bytes by digest; a `StoreError` means it cannot be had.
+        cache_bytes: Keep the bundles served last up to this size in memory, since every chunk
+            of a bundle is asked for separately.
+    """
+
+    def __init__(
+        self, read: Callable[[str], bytes], *, cache_bytes: int = 16 * 1024 * 1024
+    ) -> None:
+        self._read = read
+        self._cache_bytes = cache_bytes
+        self._cache: OrderedDict[str, bytes] = OrderedDict()
+
+    def answer(self, get: wire.Get) -> wire.Chunk | wire.Missing:
+        """The chunk asked for, or why there is none and never will be."""
         try:
-            _write_at(self._data, chunk.offset, chunk.data, self._size)
-            index = chunk.offset // self._chunk
-            _write_at(self._map, index, b"\x01", -(-self._size // self._chunk))
-        except OSError as error:
-            raise DiskFullError(f"cannot write {self._data}: {error.strerror}") from error
-
-    def finish(self) -> bytes:
-        """The whole bundle, checked against its digest; the file stays until `discard`.
-
-        Raises:
-            TransferError: The bytes are not the bundle's; they are discarded.
-        """
-        data = self._data.read_bytes()
-        if len(data) != self._size or hashlib.sha256(data).hexdigest() != self.digest:
-            self.discard()
-            raise TransferError(
-                f"what arrived is not bundle {self.digest[:12]}: its digest differs"
+            data = self._bundle(get.digest)
+        except StoreError as error:
+            return wire.Missing(digest=get.digest, reason=str(error)[:2000])
+        if get.offset >= len(data):
+            return wire.Missing(
+                digest=get.digest,
+                reason=f"offset {get.offset} is beyond the bundle's {len(data)} bytes",
             )
+        return wire.Chunk(
+            digest=get.digest,
+            offset=get.offset,
+            size_bytes=len(data),
+            data=data[get.offset : get.offset + get.length],
+        )
+
+    def forget(self, digest: str) -> None:
+        """Read this bundle anew the next time it is asked for."""
+        self._cache.pop(digest, None)
+
+    def _bundle(self, digest: str) -> bytes:
+        data = self._cache.get(digest)
+        if data is None:
+            data = self._cache[digest] = self._read(digest)
+        self._cache.move_to_end(digest)
+        while len(self._cache) > 1 and sum(map(len, self._cache.values())) > self._cache_bytes:
+            self._cache.popitem(last=False)
         return data
-
-    def discard(self) -> None:
-        """Remove what is here."""
-        self._map.unlink(missing_ok=True)
-        self._data.unlink(missing_ok=True)
-
-    def _whole(self) -> bool:
-        return self._data.exists() and self._data.stat().st_size == self._size
-
-
-def partial_files(directory: Path) -> Iterator[tuple[str, int]]:
-    """Digest and size of every bundle that is partly in a directory."""
-    for path in sorted(directory.glob("*.*.*.part")):
-        digest, size, chunk = path.name.removesuffix(".part").split(".")
-        if size.isdigit() and chunk == str(CHUNK_BYTES):
-            yield digest, int(size)
-
-
-def _write_at(path: Path, offset: int, data: bytes, size: int) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        if os.fstat(descriptor).st_size != size:
-            os.ftruncate(descriptor, size)
-        os.pwrite(descriptor, data, offset)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
