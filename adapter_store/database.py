@@ -1,7 +1,8 @@
 """Opening a database: durability settings, migrations, and a refusal of what is newer.
 
 Device and catalogue both open theirs here, each with its own tables and migrations. SQLite runs in
-WAL mode with ``synchronous=FULL``: what a transaction acknowledged is there after a power cut.
+WAL mode with ``synchronous=FULL``: what a transaction acknowledged is there after a power cut. A
+migration is one transaction too, so that a process killed in the middle leaves the old schema.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final
 
-from alembic import command
+from alembic import command, context
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from adapter_store.errors import DatabaseTooNewError, DiskFullError, StoreError
+
+_READ_ONLY: Final = "driftkeel_reads"
+_BUSY_TIMEOUT_S: Final = 10.0
+# What SQLite says when a write did not reach the disk (SQLITE_FULL, SQLITE_IOERR, SQLITE_READONLY).
+_DISK: Final = ("is full", "disk I/O", "readonly database", "unable to open database file")
 
 
 def open_database(url: str, migrations: Path, *, durable: bool = True) -> Engine:
@@ -32,65 +39,136 @@ def open_database(url: str, migrations: Path, *, durable: bool = True) -> Engine
 
     Raises:
         DatabaseTooNewError: A newer version wrote it; nothing was changed.
+        DiskFullError: The disk is full or failed; the schema is what it was.
         StoreError: It cannot be opened.
     """
-    engine = create_engine(url)
+    try:
+        engine = create_engine(url)
+    except (SQLAlchemyError, ModuleNotFoundError) as error:
+        raise StoreError(f"database URL cannot be used: {error}") from error
     if engine.dialect.name == "sqlite":
         _tune(engine, "FULL" if durable else "NORMAL")
     try:
         _upgrade(engine, migrations)
+        if engine.dialect.name == "sqlite":
+            with engine.connect() as connection:
+                # Kept in the file, so it comes only once the file is known to be ours.
+                connection.connection.execute("PRAGMA journal_mode=WAL")
     except (SQLAlchemyError, sqlite3.Error) as error:
         engine.dispose()
-        raise StoreError(
-            f"database {engine.url.render_as_string()} cannot be opened: {error.__cause__ or error}"
-        ) from error
+        raise _translated(error, engine) from error
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
 
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """One transaction: committed at the end, rolled back on any error.
+    """One transaction that may write: committed at the end, rolled back on any error.
+
+    On SQLite it takes the write lock at once, so what it reads first is still true when it writes.
 
     Raises:
         DiskFullError: The disk is full or failed; nothing of the transaction is kept.
+        StoreError: The database is locked for too long, or damaged; nothing is kept.
     """
+    with _session(engine) as session:
+        yield session
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """One consistent view of the database that never waits for a writer.
+
+    Raises:
+        DiskFullError: The disk failed.
+        StoreError: The database is damaged.
+    """
+    with _session(engine.execution_options(**{_READ_ONLY: True})) as session:
+        yield session
+
+
+@contextmanager
+def _session(engine: Engine) -> Iterator[Session]:
     try:
         with Session(engine) as session, session.begin():
             yield session
-    except DBAPIError as error:
-        text = str(error.orig)
-        if "full" in text or "disk I/O" in text:
-            raise DiskFullError(f"cannot write the database: {text}; free some space") from error
+    except (IntegrityError, ProgrammingError):
+        # Mistakes of the caller, for the caller to see as they are.
         raise
+    except (DBAPIError, sqlite3.Error) as error:
+        raise _translated(error, engine) from error
+
+
+def run_migrations(metadata: MetaData) -> None:
+    """What an Alembic ``env.py`` calls: run the migrations on `open_database`'s connection.
+
+    Args:
+        metadata: The tables as the code knows them.
+    """
+    context.configure(
+        connection=context.config.attributes["connection"],
+        target_metadata=metadata,
+        render_as_batch=True,
+        # The connection's transaction is real on SQLite too: all of a migration, or nothing.
+        transactional_ddl=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _translated(error: Exception, engine: Engine) -> StoreError:
+    name = engine.url.render_as_string()
+    text = str(getattr(error, "orig", None) or error)
+    if any(sign in text for sign in _DISK):
+        return DiskFullError(
+            f"cannot write database {name}: {text}; free some space, nothing was changed"
+        )
+    return StoreError(f"database {name} cannot be used: {text}")
 
 
 def _upgrade(engine: Engine, migrations: Path) -> None:
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     script = ScriptDirectory.from_config(config)
-    with engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
     known = {revision.revision for revision in script.walk_revisions()}
     head = script.get_current_head()
-    if found is not None and found not in known:
-        engine.dispose()
-        raise DatabaseTooNewError(
-            f"database {engine.url.render_as_string()} has schema {found!r}, this version knows "
-            f"up to {head!r}; install the version that wrote it, nothing was changed"
-        )
-    if found == head:
+    with engine.execution_options(**{_READ_ONLY: True}).connect() as connection:
+        found = MigrationContext.configure(connection).get_current_heads()
+    _refuse_newer(engine, found, known, head)
+    if found == (head,):
         return
     with engine.begin() as connection:
+        # Another process may have migrated it while this one waited for the lock.
+        found = MigrationContext.configure(connection).get_current_heads()
+        _refuse_newer(engine, found, known, head)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
 
+def _refuse_newer(
+    engine: Engine, found: tuple[str, ...], known: set[str], head: str | None
+) -> None:
+    unknown = sorted(set(found) - known)
+    if unknown:
+        raise DatabaseTooNewError(
+            f"database {engine.url.render_as_string()} has schema {unknown[0]!r}, this version "
+            f"knows up to {head!r}; install the version that wrote it, nothing was changed"
+        )
+
+
 def _tune(engine: Engine, synchronous: str) -> None:
     @event.listens_for(engine, "connect")
-    def _on_connect(connection: sqlite3.Connection, _: object) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout=10000")
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute(f"PRAGMA synchronous={synchronous}")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
+    def _on_connect(connection: sqlite3.Connection, _: Any) -> None:
+        # The driver must not begin transactions by itself: it would not do so before DDL, and a
+        # migration that is killed in the middle would leave half of its tables.
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}")
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        reads = connection.get_execution_options().get(_READ_ONLY)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

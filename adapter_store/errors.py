@@ -59,6 +59,10 @@ class UnknownSampleError(StoreError):
     """Feedback names a sample that is not in the journal."""
 
 
+class LabelError(StoreError):
+    """A label is empty, too long, or holds characters that cannot be shown."""
+
+
 class DatabaseTooNewError(StoreError):
     """The database was written by a newer version."""
 

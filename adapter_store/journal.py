@@ -16,14 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine, delete, func, insert, select, update
 
-from adapter_store.database import transaction
-from adapter_store.errors import StoreError, UnknownSampleError
-from adapter_store.models import SampleRow, SettingRow
+from adapter_store.database import reading, transaction
+from adapter_store.errors import UnknownSampleError
+from adapter_store.labels import check_label
+from adapter_store.models import EpisodeRow, SampleRow, SettingRow
 
 _ALARM_STATE = "alarm_state"
 # A row without image and features is small: keep the log this many times longer than the buffer.
 _LOG_FACTOR = 50
-_MAX_LABEL = 200
+
+# Built once: this is the hot path, and the ORM's unit of work would double its cost.
+_LAST_SEQ = select(func.max(SampleRow.seq))
+_INSERT = insert(SampleRow.__table__)  # type: ignore[arg-type]
+_PUT_STATE = insert(SettingRow.__table__).prefix_with("OR REPLACE")  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,22 +110,23 @@ class Journal:
             for s in samples
         ]
         with transaction(self._engine) as session:
+            connection = session.connection()
             seqs = []
             if rows:
                 # Pruning never takes the newest row, so its number only grows.
-                first = (session.scalar(select(func.max(SampleRow.seq))) or 0) + 1
+                first = (connection.execute(_LAST_SEQ).scalar() or 0) + 1
                 seqs = list(range(first, first + len(rows)))
-                session.execute(
-                    insert(SampleRow),
-                    [row | {"seq": seq} for row, seq in zip(rows, seqs, strict=True)],
+                connection.execute(
+                    _INSERT, [row | {"seq": seq} for row, seq in zip(rows, seqs, strict=True)]
                 )
             if alarm_state is not None:
-                session.merge(SettingRow(key=_ALARM_STATE, value=json.dumps(alarm_state)))
+                state = {"key": _ALARM_STATE, "value": json.dumps(alarm_state)}
+                connection.execute(_PUT_STATE, state)
         return seqs
 
     def alarm_state(self) -> dict[str, Any] | None:
         """The alarm's state after the last recorded sample."""
-        with transaction(self._engine) as session:
+        with reading(self._engine) as session:
             row = session.get(SettingRow, _ALARM_STATE)
             return None if row is None else json.loads(row.value)
 
@@ -129,10 +135,10 @@ class Journal:
 
         Raises:
             UnknownSampleError: The journal has no such sample, or no longer.
-            StoreError: The label is empty, too long or not printable.
+            LabelError: The label is empty, too long or not printable.
+            DiskFullError: The label was not kept.
         """
-        if not label or len(label) > _MAX_LABEL or not label.isprintable():
-            raise StoreError(f"label {label[:40]!r} must be 1 to {_MAX_LABEL} printable characters")
+        check_label(label)
         with transaction(self._durable) as session:
             row = session.scalar(select(SampleRow).where(SampleRow.id == sample_id))
             if row is None:
@@ -149,7 +155,7 @@ class Journal:
         Raises:
             UnknownSampleError: The journal has no such sample.
         """
-        with transaction(self._engine) as session:
+        with reading(self._engine) as session:
             row = session.scalar(select(SampleRow).where(SampleRow.id == sample_id))
             if row is None:
                 raise UnknownSampleError(f"no sample {sample_id[:80]!r} in the journal")
@@ -170,7 +176,7 @@ class Journal:
 
     def count_labelled(self, *, since_seq: int = 0) -> int:
         """How many samples after a position have a label."""
-        with transaction(self._engine) as session:
+        with reading(self._engine) as session:
             return (
                 session.scalar(
                     select(func.count())
@@ -182,37 +188,47 @@ class Journal:
 
     def p_values(self, *, since_seq: int = 0) -> list[float]:
         """The p-values of the samples after a position, oldest first."""
-        with transaction(self._engine) as session:
+        with reading(self._engine) as session:
             query = select(SampleRow.p_value).where(SampleRow.seq > since_seq)
             return list(session.scalars(query.order_by(SampleRow.seq)))
 
     def prune(self, max_samples: int, *, protect_since_seq: int | None = None) -> None:
         """Keep images and features of the newest samples only, and the log 50 times longer.
 
+        Labelled samples of an open episode keep theirs in any case: it may still train on them.
+
         Args:
             max_samples: How many keep their image and features.
-            protect_since_seq: Labelled samples after this position keep theirs in any case.
+            protect_since_seq: Labelled samples from this one on keep theirs too.
+
+        Raises:
+            DiskFullError: Nothing was removed.
         """
         with transaction(self._engine) as session:
             newest = session.scalar(select(func.max(SampleRow.seq))) or 0
+            onset = session.scalar(select(func.min(EpisodeRow.onset_seq)).where(EpisodeRow.open))
+            starts = [seq for seq in (onset, protect_since_seq) if seq is not None]
             old = SampleRow.seq <= newest - max_samples
-            if protect_since_seq is not None:
-                old &= SampleRow.true_label.is_(None) | (SampleRow.seq <= protect_since_seq)
+            if starts:
+                old &= SampleRow.true_label.is_(None) | (SampleRow.seq < min(starts))
             session.execute(
                 update(SampleRow)
                 .where(old, SampleRow.features.is_not(None))
                 .values(features=None, image=None)
+                .execution_options(synchronize_session=False)
             )
             session.execute(
-                delete(SampleRow).where(
-                    SampleRow.seq <= newest - _LOG_FACTOR * max_samples,
+                delete(SampleRow)
+                .where(
+                    SampleRow.seq <= newest - _LOG_FACTOR * max(1, max_samples),
                     SampleRow.features.is_(None),
                 )
+                .execution_options(synchronize_session=False)
             )
 
     def _newest(self, n: int | None, *conditions: Any) -> list[SampleRecord]:
         query = select(SampleRow).where(*conditions).order_by(SampleRow.seq.desc())
-        with transaction(self._engine) as session:
+        with reading(self._engine) as session:
             rows = session.scalars(query if n is None else query.limit(n))
             return [_record(row) for row in rows][::-1]
 

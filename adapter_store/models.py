@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BLOB, Float, Index, Integer, String, Text
+from sqlalchemy import BLOB, Boolean, Float, Index, Integer, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -14,7 +14,12 @@ class SampleRow(DeviceBase):
     """One answered sample; its image and features go first when room is needed."""
 
     __tablename__ = "samples"
-    __table_args__ = (Index("ix_samples_true_label_seq", "true_label", "seq"),)
+    __table_args__ = (
+        # The log is 50 times longer than the buffer; these keep the buffer quick to find.
+        Index("ix_samples_labelled", "seq", sqlite_where=text("true_label IS NOT NULL")),
+        Index("ix_samples_buffered", "seq", sqlite_where=text("features IS NOT NULL")),
+        {"sqlite_autoincrement": True},
+    )
 
     seq: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(64), unique=True)
@@ -32,11 +37,13 @@ class SampleRow(DeviceBase):
 
 
 class EpisodeRow(DeviceBase):
-    """One episode, as the JSON of its newest state."""
+    """One episode, as the JSON of its newest state; while open it protects its samples."""
 
     __tablename__ = "episodes"
 
     number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    open: Mapped[bool] = mapped_column(Boolean)
+    onset_seq: Mapped[int | None] = mapped_column(Integer)
     body: Mapped[str] = mapped_column(Text)
 
 
@@ -44,6 +51,7 @@ class OutboxRow(DeviceBase):
     """One message the device owes; it goes when the other side acknowledges it."""
 
     __tablename__ = "outbox"
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
     position: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(64), unique=True)
@@ -58,6 +66,7 @@ class InboxRow(DeviceBase):
     """The id of a message that was acted on."""
 
     __tablename__ = "inbox"
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
     position: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(64), unique=True)

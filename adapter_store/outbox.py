@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Engine, delete, func, select, update
 
-from adapter_store.database import transaction
+from adapter_store.database import reading, transaction
 from adapter_store.models import InboxRow, OutboxRow
 
 _FIRST_RETRY_S = 2.0
@@ -27,6 +27,21 @@ class Owed:
     kind: str
     message: bytes
     attempts: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much is owed.
+
+    Attributes:
+        owed: Messages not acknowledged.
+        unsent: Those among them that never went out.
+        most_attempts: How often the most stubborn one went out.
+    """
+
+    owed: int
+    unsent: int
+    most_attempts: int
 
 
 class Outbox:
@@ -65,14 +80,19 @@ class Outbox:
             )
 
     def due(self, now: float, limit: int = 16) -> list[Owed]:
-        """The messages to send now, in the order they were put."""
+        """The messages to send now, in the order they were put.
+
+        Args:
+            now: Unix time; a clock that was set back does not hold a message longer than one wait.
+            limit: At most so many.
+        """
         query = (
             select(OutboxRow)
-            .where(OutboxRow.next_at <= now)
+            .where((OutboxRow.next_at <= now) | (OutboxRow.next_at > now + _LAST_RETRY_S))
             .order_by(OutboxRow.position)
             .limit(limit)
         )
-        with transaction(self._engine) as session:
+        with reading(self._engine) as session:
             return [
                 Owed(row.id, row.kind, row.message, row.attempts) for row in session.scalars(query)
             ]
@@ -89,8 +109,7 @@ class Outbox:
     def retry_all(self) -> None:
         """Make everything due at once, as after a reconnection."""
         with transaction(self._engine) as session:
-            for row in session.scalars(select(OutboxRow)):
-                row.next_at = 0.0
+            session.execute(update(OutboxRow).values(next_at=0.0))
 
     def acknowledged(self, message_id: str) -> bool:
         """Forget a message that arrived; False when it was not owed (any more)."""
@@ -101,8 +120,22 @@ class Outbox:
             session.delete(row)
             return True
 
+    def counts(self) -> Counts:
+        """What is owed now."""
+        sent, attempts = OutboxRow.attempts > 0, OutboxRow.attempts
+        query = select(func.count(), func.count().filter(sent), func.max(attempts))
+        with reading(self._engine) as session:
+            owed, tried, most = session.execute(query.select_from(OutboxRow)).one()
+        return Counts(owed=owed, unsent=owed - tried, most_attempts=most or 0)
+
+    def messages(self) -> list[Owed]:
+        """Everything owed, due or not, in the order it was put."""
+        with reading(self._engine) as session:
+            rows = session.scalars(select(OutboxRow).order_by(OutboxRow.position))
+            return [Owed(row.id, row.kind, row.message, row.attempts) for row in rows]
+
     def __len__(self) -> int:
-        with transaction(self._engine) as session:
+        with reading(self._engine) as session:
             return session.scalar(select(func.count()).select_from(OutboxRow)) or 0
 
 
@@ -116,8 +149,13 @@ class Inbox:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    def seen(self, message_id: str) -> bool:
+        """Whether an id was noted before."""
+        with reading(self._engine) as session:
+            return bool(session.scalar(select(InboxRow.id).where(InboxRow.id == message_id)))
+
     def first_time(self, message_id: str) -> bool:
-        """Note an id; False when it was noted before."""
+        """Note an id, after its message was acted on; False when it was noted before."""
         with transaction(self._engine) as session:
             if session.scalar(select(InboxRow.id).where(InboxRow.id == message_id)):
                 return False

@@ -27,10 +27,17 @@ def upgrade() -> None:
         sa.Column("labelled_at", sa.Float()),
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_samples_true_label_seq", "samples", ["true_label", "seq"])
+    op.create_index(
+        "ix_samples_labelled", "samples", ["seq"], sqlite_where=sa.text("true_label IS NOT NULL")
+    )
+    op.create_index(
+        "ix_samples_buffered", "samples", ["seq"], sqlite_where=sa.text("features IS NOT NULL")
+    )
     op.create_table(
         "episodes",
         sa.Column("number", sa.Integer(), primary_key=True),
+        sa.Column("open", sa.Boolean(), nullable=False),
+        sa.Column("onset_seq", sa.Integer()),
         sa.Column("body", sa.Text(), nullable=False),
     )
     op.create_table(
