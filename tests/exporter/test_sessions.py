@@ -171,3 +171,23 @@ def test_a_family_the_encoder_was_not_built_for_is_refused(
 ) -> None:
     with pytest.raises(EncoderError, match="no adapter family 'lora'"):
         sessions.suffix(hidden, None, "lora")
+
+
+def test_a_session_keeps_its_own_copy_of_the_weights(
+    package: EncoderPackage, images: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[Array] = []
+    honest = EncoderPackage.graph_weights
+
+    def watched(package: EncoderPackage, graph: str) -> dict[str, Array]:
+        weights = honest(package, graph)
+        handed.extend(weights.values())
+        return weights
+
+    monkeypatch.setattr(EncoderPackage, "graph_weights", watched)
+    sessions = EncoderSessions(package)
+    before = sessions.suffix(sessions.prefix(images))
+    for value in handed:
+        value[...] = np.nan
+    assert len(handed) > 20
+    assert np.array_equal(sessions.suffix(sessions.prefix(images)), before)
