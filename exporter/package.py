@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -277,10 +277,9 @@ def default_encoder_package(cache: Path | None = None) -> EncoderPackage:
         return EncoderPackage.load(resource)
     if cache is None:
         raise EncoderError("Driftkeel is installed without plain files; give a cache directory")
-    with as_file(resource) as unpacked:
-        cache.mkdir(parents=True, exist_ok=True)
-        for source in unpacked.iterdir():
-            (cache / source.name).write_bytes(source.read_bytes())
+    cache.mkdir(parents=True, exist_ok=True)
+    for source in resource.iterdir():
+        (cache / source.name).write_bytes(source.read_bytes())
     return EncoderPackage.load(cache)
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,19 @@ def test_the_shipped_encoder_is_whole_and_within_eight_megabytes() -> None:
     assert shipped.image_size == 64
     assert len(shipped.sites) == 3
     assert sum(path.stat().st_size for path in shipped.path.iterdir()) <= 8 << 20
+
+
+def test_the_shipped_encoder_is_unpacked_from_an_installation_that_is_an_archive(
+    package: EncoderPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "site.zip", "w") as archive:
+        for path in package.path.iterdir():
+            archive.write(path, f"exporter/data/default_encoder/{path.name}")
+    inside = zipfile.Path(tmp_path / "site.zip", "exporter/")
+    monkeypatch.setattr("exporter.package.files", lambda name: inside)
+    assert default_encoder_package(tmp_path / "cache").digest == package.digest
+    with pytest.raises(EncoderError, match="give a cache directory"):
+        default_encoder_package()
 
 
 def test_the_shipped_encoder_runs_without_torch_and_onnx() -> None:
