@@ -156,7 +156,7 @@ def test_the_shipped_encoder_is_unpacked_from_an_installation_that_is_an_archive
         for path in package.path.iterdir():
             archive.write(path, f"exporter/data/default_encoder/{path.name}")
     inside = zipfile.Path(tmp_path / "site.zip", "exporter/")
-    monkeypatch.setattr("exporter.package.files", lambda name: inside)
+    monkeypatch.setattr("exporter.package.files", lambda _: inside)
     assert default_encoder_package(tmp_path / "cache").digest == package.digest
     with pytest.raises(EncoderError, match="give a cache directory"):
         default_encoder_package()
