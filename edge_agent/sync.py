@@ -19,7 +19,7 @@ from adapter_store import wire
 from adapter_store.errors import StoreError, TrustError, WireError
 from adapter_store.mqtt import Link
 from adapter_store.state import StateDir
-from adapter_store.transfer import answer
+from adapter_store.transfer import Sender
 from adapter_store.trust import verify_statement
 from edge_agent import episode_events as ev
 from edge_agent.config import MqttSection
@@ -90,8 +90,7 @@ class SyncClient:
         self._presence = wire.presence_topic(device)
         self._counters: Counter[str] = Counter()
         self._asked: _Asked | None = None
-        # The catalogue asks for a bundle range by range: read and check it once.
-        self._giving: tuple[str, bytes] | None = None
+        self._sender = Sender(self._offered_bundle)
         boot = int(state.settings.get(_SEQUENCE) or 0) + 1
         state.settings.put(_SEQUENCE, boot)
         self._sequence = boot * _REPORTS_PER_BOOT
@@ -269,19 +268,12 @@ class SyncClient:
 
     def _give(self, wanted: wire.Get) -> None:
         """Send a range of a bundle this device offered; of nothing else."""
-        self._send(answer(wanted, self._offered_bundle))
+        self._send(self._sender.answer(wanted))
 
-    def _offered_bundle(self, digest: str) -> bytes | None:
-        if self._giving is not None and self._giving[0] == digest:
-            return self._giving[1]
+    def _offered_bundle(self, digest: str) -> bytes:
         if digest not in self.offered():
-            return None
-        try:
-            self._giving = (digest, self._state.blobs.get(digest))
-        except StoreError as error:
-            log.warning("the offered bundle cannot be read: %s", error)
-            return None
-        return self._giving[1]
+            raise StoreError("this device did not offer that bundle")
+        return self._state.blobs.get(digest)
 
     def _acknowledged(self, ack: wire.Ack) -> None:
         if not ack.ok:
