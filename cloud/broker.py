@@ -129,16 +129,9 @@ def _mosquitto(directory: Path, users: Mapping[str, str], port: int) -> list[str
     passwords, rules = directory / "passwords", directory / "acl"
     passwords.write_text("".join(f"{user}:{word}\n" for user, word in users.items()))
     passwords.chmod(0o600)
-    subprocess.run(
-        [
-            str(Path(program).with_name("mosquitto_passwd"))
-            if _beside(program)
-            else "mosquitto_passwd"
-        ]
-        + ["-U", str(passwords)],
-        check=True,
-        capture_output=True,
-    )
+    beside = Path(program).with_name("mosquitto_passwd")
+    hasher = str(beside) if beside.exists() else "mosquitto_passwd"
+    subprocess.run([hasher, "-U", str(passwords)], check=True, capture_output=True)
     rules.write_text(
         "".join(
             f"user {user}\n" + "".join(f"topic {verb} {topic}\n" for verb, topic in acl(user))
@@ -169,10 +162,6 @@ def _embedded(directory: Path, users: Mapping[str, str], port: int) -> list[str]
     )
     accounts.chmod(0o600)
     return [sys.executable, "-m", "cloud.embedded_broker", str(port), str(accounts)]
-
-
-def _beside(program: str) -> bool:
-    return Path(program).with_name("mosquitto_passwd").exists()
 
 
 def _free_port() -> int:

@@ -1,0 +1,123 @@
+"""``driftkeel catalogue`` and ``driftkeel shell``."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from adapter_store.config import load_config
+from adapter_store.errors import ConfigError
+from cloud.config import Config
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_DEFAULT_URL = "http://127.0.0.1:8790"
+
+
+@click.group(invoke_without_command=True)
+@click.option("--config", "config_path", type=_FILE, help="The catalogue's TOML file.")
+@click.pass_context
+def catalogue(context: click.Context, config_path: Path | None) -> None:
+    """Run the cloud catalogue of adapters."""
+    if context.invoked_subcommand is not None:
+        context.obj = config_path
+        return
+    if config_path is None:
+        raise click.UsageError("--config FILE is missing")
+    from cloud.service import run  # noqa: PLC0415 - `public-key` needs no server
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # Alembic tells of every start at this level.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    run(load_config(config_path, Config))
+
+
+@catalogue.command("public-key")
+@click.option("--config", "config_path", type=_FILE, help="The catalogue's TOML file.")
+@click.pass_obj
+def public_key(outer: Path | None, config_path: Path | None) -> None:
+    """Print the key that devices are configured with; it is made if there is none yet."""
+    from cloud.service import open_key  # noqa: PLC0415 - see above
+
+    path = config_path or outer
+    if path is None:
+        raise click.UsageError("--config FILE is missing")
+    click.echo(open_key(load_config(path, Config)).public_key)
+
+
+@click.command()
+@click.option("--config", "config_path", type=_FILE, help="Take address and token from this file.")
+@click.option("--url", envvar="DRIFTKEEL_URL", help=f"The catalogue.  [default: {_DEFAULT_URL}]")
+@click.option(
+    "--token-file",
+    type=_FILE,
+    envvar="DRIFTKEEL_TOKEN_FILE",
+    help="A file with the operator token: STATE_DIR/operator.token on the catalogue's machine.",
+)
+@click.option("--operator", help="Your name in the audit log.  [default: your login]")
+@click.option("-c", "lines", multiple=True, metavar="COMMAND", help="Run this and end. Repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one document a command.")
+def shell(
+    config_path: Path | None,
+    url: str | None,
+    token_file: Path | None,
+    operator: str | None,
+    lines: tuple[str, ...],
+    *,
+    as_json: bool,
+) -> None:
+    """Operate the fleet: approve adapters, roll devices back. Without -c: interactively."""
+    from rich.console import Console  # noqa: PLC0415 - `--help` must not wait for it
+
+    from cloud.shell import Client, Session, interact, run_command  # noqa: PLC0415
+
+    address, token = _access(config_path, url, token_file)
+    client = Client(address, token, operator or _login())
+    session = Session(client, Console(), as_json=as_json)
+    if not lines and not sys.stdin.isatty():
+        lines = tuple(line.strip() for line in sys.stdin)
+    if lines:
+        for line in lines:
+            status = run_command(session, line)
+            if status:
+                sys.exit(status)
+        return
+    interact(session)
+
+
+def _access(config_path: Path | None, url: str | None, token_file: Path | None) -> tuple[str, str]:
+    """Where the catalogue is, and the token it wants.
+
+    Raises:
+        ConfigError: There is no token.
+    """
+    token = ""
+    if config_path is not None:
+        config = load_config(config_path, Config)
+        token = config.http.token
+        token_file = token_file or config.state_dir / "operator.token"
+        where = config.state_dir / "http.json"
+        if url is None and where.exists():
+            url = json.loads(where.read_text(encoding="utf-8"))["url"]
+    if not token:
+        if token_file is None:
+            raise ConfigError("give --config FILE, or --url and --token-file")
+        try:
+            token = token_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the operator token {token_file}: {error.strerror}; "
+                "the catalogue writes it when it starts"
+            ) from error
+    return url or _DEFAULT_URL, token
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "operator"

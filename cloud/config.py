@@ -1,0 +1,77 @@
+"""The catalogue's settings: one TOML file, every key documented in `docs/catalogue.md`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class CatalogueSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """``[catalogue]``: where things are kept.
+
+    Attributes:
+        state_dir: Bundles, keys, uploads under way, and the database unless it is elsewhere.
+        database_url: An SQLAlchemy URL; empty for SQLite in ``state_dir``.
+        min_similarity: Candidates less similar than this (0 to 1) are not offered to a device.
+        max_bundle_bytes: Larger uploads are refused.
+    """
+
+    state_dir: str
+    database_url: str = ""
+    min_similarity: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    max_bundle_bytes: Annotated[int, msgspec.Meta(ge=1)] = 16 * 1024 * 1024
+
+
+class MqttSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """``[mqtt]``: the broker.
+
+    Attributes:
+        host: Its host.
+        port: Its port.
+        username: The catalogue's account.
+        password: Its password.
+        keepalive_s: Seconds between signs of life.
+    """
+
+    host: str
+    port: Port = 1883
+    username: str = ""
+    password: str = ""
+    keepalive_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 30
+
+
+class HttpSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """``[http]``: the operators' API.
+
+    Attributes:
+        host: Where to listen; only the loopback address unless a proxy adds TLS.
+        port: Its port; 0 takes a free one. Either way ``state_dir/http.json`` names it.
+        token: What operators must present; empty for one that is made at the first start and kept
+            in ``state_dir/operator.token``.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 8790
+    token: str = ""
+
+
+class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The whole file."""
+
+    catalogue: CatalogueSection
+    mqtt: MqttSection
+    http: HttpSection = HttpSection()
+
+    @property
+    def state_dir(self) -> Path:
+        """Where the catalogue keeps everything."""
+        return Path(self.catalogue.state_dir)
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL, the default filled in."""
+        return self.catalogue.database_url or f"sqlite:///{self.state_dir / 'catalogue.db'}"
