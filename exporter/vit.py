@@ -153,9 +153,7 @@ class VisionTransformer(nn.Module):
         Returns:
             Tokens with positions, the class token first: float32 [n, tokens, dim].
         """
-        patches = self.patch_embed(images)
-        cls = self.cls_token.expand(patches.shape[0], -1, -1)
-        return torch.cat([cls, patches], dim=1) + self.pos_embed
+        return _with_positions(self.patch_embed(images), self.cls_token, self.pos_embed)
 
     def hidden_states(self, images: Tensor) -> list[Tensor]:
         """Returns every block's output, first to last: `depth` tensors [n, tokens, dim]."""
@@ -187,9 +185,7 @@ class Prefix(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Runs the embedding and the first blocks."""
-        patches = self.patch_embed(images)
-        cls = self.cls_token.expand(patches.shape[0], -1, -1)
-        tokens = torch.cat([cls, patches], dim=1) + self.pos_embed
+        tokens = _with_positions(self.patch_embed(images), self.cls_token, self.pos_embed)
         for block in self.blocks.values():
             tokens = block(tokens)
         return tokens
@@ -215,6 +211,11 @@ class Suffix(nn.Module):
         assert isinstance(last, Block)
         features: Tensor = self.norm(last.forward_cls(hidden))[:, 0]
         return features
+
+
+def _with_positions(patches: Tensor, cls_token: Tensor, positions: Tensor) -> Tensor:
+    cls = cls_token.expand(patches.shape[0], -1, -1)
+    return torch.cat([cls, patches], dim=1) + positions
 
 
 def _copied_blocks(vit: VisionTransformer, indices: Iterable[int]) -> nn.ModuleDict:

@@ -12,6 +12,8 @@ import io
 import math
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,46 +147,54 @@ class Teacher:
 
     @torch.no_grad()
     def targets(self, views: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Returns the matched blocks' hidden tokens and the raw class feature [n, dim]."""
+        """Answers for normalised views, float32 [n, 3, 64, 64].
+
+        Returns:
+            The matched blocks' hidden tokens [n, tokens, dim], and the raw class feature [n, dim].
+        """
         large = F.interpolate(views, size=TEACHER_SIZE, mode="bicubic", align_corners=False)
         with torch.autocast("cpu", torch.bfloat16):
             states = self.vit.hidden_states(large)
         return [states[i] for _, i in MATCHED_BLOCKS], self.vit.norm(states[-1][:, 0].float())
 
 
+@dataclass(frozen=True)
+class Batch:
+    """One step's views float32 [n, 3, 64, 64], labels int64 [n] and the teacher's answers."""
+
+    views: Tensor
+    labels: Tensor
+    states: list[Tensor]
+    cls: Tensor
+
+
 def distillation_loss(
-    student: VisionTransformer,
-    head: nn.Linear,
-    teacher: Teacher,
-    views: Tensor,
-    labels: Tensor,
+    student: VisionTransformer, head: nn.Linear, teacher: Teacher, batch: Batch
 ) -> tuple[Tensor, dict[str, float]]:
     """Compares student and teacher on the same views.
 
     Args:
         student: The encoder in training.
         head: A throw-away classifier over the training labels.
-        teacher: What to imitate.
-        views: float32 [n, 3, 64, 64], normalised.
-        labels: int64 [n].
+        teacher: Whose statistics scale the comparison of class features.
+        batch: The views and what the teacher makes of them.
 
     Returns:
         The scalar loss, and its parts for the progress line.
     """
-    target_states, target_cls = teacher.targets(views)
     with torch.autocast("cpu", torch.bfloat16):
-        states = student.hidden_states(views)
+        states = student.hidden_states(batch.views)
     tokens = torch.zeros(())
-    for (index, _), target in zip(MATCHED_BLOCKS, target_states, strict=True):
+    for (index, _), target in zip(MATCHED_BLOCKS, batch.states, strict=True):
         shape = [target.shape[-1]]
         tokens = tokens + F.smooth_l1_loss(
             F.layer_norm(states[index].float(), shape), F.layer_norm(target.float(), shape)
         )
     cls = student.norm(states[-1][:, 0].float())
     # Centred, of unit variance: a norm's gain starts at 1, and would take long to reach ours.
-    target_cls = (target_cls - teacher.mean) / teacher.scale
+    target_cls = (batch.cls - teacher.mean) / teacher.scale
     feature = F.mse_loss(cls @ teacher.rotation, target_cls @ teacher.rotation)
-    label = F.cross_entropy(head(cls), labels, label_smoothing=0.1)
+    label = F.cross_entropy(head(cls), batch.labels, label_smoothing=0.1)
     loss = tokens + CLS_WEIGHT * feature + LABEL_WEIGHT * label
     return loss, {"tokens": tokens.item(), "cls": feature.item(), "label": label.item()}
 
@@ -286,18 +296,40 @@ def train(options: argparse.Namespace) -> None:
         print(f"resumed at step {run.step}", flush=True)
     per_epoch = len(images) // options.batch
     steps = options.epochs * per_epoch
+
+    def prepare(step: int) -> Batch:
+        """Depends on the seed and the step alone: a resumed run sees the same batches."""
+        epoch, part = divmod(step % steps, per_epoch)
+        shuffle = torch.Generator().manual_seed(options.seed * 1_000 + epoch)
+        order = torch.randperm(len(images), generator=shuffle)
+        chosen = order[part * options.batch : (part + 1) * options.batch]
+        rng = torch.Generator().manual_seed(options.seed * 1_000_000 + step)
+        views = augment(images[chosen], rng)
+        return Batch(views, labels[chosen], *teacher.targets(views))
+
+    # The teacher works one batch ahead on a thread of its own, which costs about what the
+    # student's step costs; two single threads lose less to a busy machine than shared loops.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
+        _loop(run, teacher, prepare, ahead, steps=steps, checkpoint=checkpoint, options=options)
+    run.save(checkpoint)
+    write_encoder(run.average, options.out)
+
+
+def _loop(
+    run: Run,
+    teacher: Teacher,
+    prepare: Callable[[int], Batch],
+    ahead: ThreadPoolExecutor,
+    *,
+    steps: int,
+    checkpoint: Path,
+    options: argparse.Namespace,
+) -> None:
     started, first = time.monotonic(), run.step
+    coming = ahead.submit(prepare, run.step)
     while run.step < steps:
-        epoch, batch = divmod(run.step, per_epoch)
-        order = torch.randperm(
-            len(images), generator=torch.Generator().manual_seed(options.seed * 1_000 + epoch)
-        )
-        # One generator a step: a resumed run sees exactly what an uninterrupted one would.
-        rng = torch.Generator().manual_seed(options.seed * 1_000_000 + run.step)
-        chosen = order[batch * options.batch : (batch + 1) * options.batch]
-        loss, parts = distillation_loss(
-            run.student, run.head, teacher, augment(images[chosen], rng), labels[chosen]
-        )
+        batch, coming = coming.result(), ahead.submit(prepare, run.step + 1)
+        loss, parts = distillation_loss(run.student, run.head, teacher, batch)
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(run.step, steps)
         run.optimizer.zero_grad(set_to_none=True)
@@ -317,8 +349,6 @@ def train(options: argparse.Namespace) -> None:
         if minutes >= options.minutes:
             print(f"stopped by --minutes at step {run.step}; run again to resume", flush=True)
             break
-    run.save(checkpoint)
-    write_encoder(run.average, options.out)
 
 
 @torch.no_grad()
@@ -382,15 +412,18 @@ def _parser() -> argparse.ArgumentParser:
     home = os.environ.get("DRIFTKEEL_DATA")
     data = Path(home) / "data" if home else None
     encoders = Path(home) / "encoders" if home else None
-    parser.add_argument("--data", type=Path, default=data, required=data is None)
-    parser.add_argument("--encoders", type=Path, default=encoders, required=encoders is None)
+    for name, folder, content in (
+        ("--data", data, "the image sets; default $DRIFTKEEL_DATA/data"),
+        ("--encoders", encoders, "the teacher; default $DRIFTKEEL_DATA/encoders"),
+    ):
+        parser.add_argument(name, type=Path, default=folder, required=folder is None, help=content)
     parser.add_argument("--out", type=Path, required=True, help="the encoder's safetensors file")
     parser.add_argument("--checkpoint", type=Path, help="default: --out with .checkpoint")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop early, to resume")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="the student's; the teacher has one")
     parser.add_argument("--evaluate", action="store_true", help="measure --out, train nothing")
     parser.add_argument(
         "--teacher", action="store_true", help="with --evaluate: measure the teacher at 96 px"
