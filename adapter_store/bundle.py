@@ -8,41 +8,43 @@ and nothing is ever unpickled or evaluated.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
+from adapter_store import container
+from adapter_store.container import DEFAULT_LIMITS, Limits
 from adapter_store.errors import (
     BundleError,
     BundleTooLargeError,
     CorruptBundleError,
     ForeignBundleError,
+    InvalidManifestError,
+    LabelError,
     NonFiniteBundleError,
-    TruncatedBundleError,
     WrongEncoderError,
 )
+from adapter_store.labels import check_label
 from ood.errors import OodError
 from ood.signature import Signature
 from ood.statistics import ClassStatistics
 
 FORMAT: Final = 1
 FROZEN: Final = "frozen"
+MAX_DIM: Final = 2048
 _METADATA_KEY: Final = "driftkeel"
-_DTYPE_BYTES: Final = {"F32": 4, "F16": 2, "I64": 8, "U8": 1}
-_SPACES: Final = ("base", "own")
+_INT16_MAX: Final = 32767
+# More than any sum of squares of features needs, and its square is still finite.
+_MAX_STEP: Final = 1e15
 
-# A label or a name is shown to people and written to logs: no control characters, no novels.
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class EncoderInterface(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +99,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     format: int = FORMAT
 
 
+class _Versioned(msgspec.Struct, frozen=True):
+    """The one field every version of the manifest has."""
+
+    format: int
+
+
 @dataclass(frozen=True, eq=False)
 class Bundle:
     """A bundle in memory.
@@ -116,32 +124,32 @@ class Bundle:
     signature: Signature
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How large a bundle may be before it is refused unread."""
-
-    bundle_bytes: int = 64 * 1024 * 1024
-    header_bytes: int = 1024 * 1024
-    tensors: int = 4096
-
-
 def pack(bundle: Bundle) -> bytes:
     """Write a bundle; the same bundle gives the same bytes.
 
     Raises:
-        BundleError: The parts do not belong together.
+        BundleError: The parts do not belong together, or are not finite; `unpack` would refuse it.
     """
+    try:
+        fields = msgspec.to_builtins(bundle.manifest, enc_hook=_plain)
+        manifest = msgspec.convert(fields, Manifest)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InvalidManifestError(f"bundle's manifest is not valid: {error}") from error
+    # Before it is encoded: JSON has no word for NaN.
+    _check_manifest(manifest)
+    bundle = replace(bundle, manifest=manifest)
     _check_consistent(bundle)
     arrays: dict[str, NDArray[Any]] = {
-        f"adapter/{name}": np.ascontiguousarray(tensor, dtype=np.float32)
-        for name, tensor in bundle.tensors.items()
+        f"adapter/{name}": tensor for name, tensor in bundle.tensors.items()
     }
-    for space in _SPACES if bundle.manifest.family != FROZEN else _SPACES[:1]:
-        statistics: ClassStatistics = getattr(bundle, space)
-        arrays |= {f"{space}/{name}": array for name, array in statistics.to_arrays().items()}
+    for space in ("base",) if manifest.family == FROZEN else ("base", "own"):
+        parts = _pack_statistics(getattr(bundle, space))
+        arrays |= {f"{space}/{name}": array for name, array in parts.items()}
     arrays["signature"] = np.frombuffer(bundle.signature.to_bytes(), dtype=np.uint8)
-    manifest = msgspec.json.encode(bundle.manifest, order="sorted").decode()
-    data: bytes = save(dict(sorted(arrays.items())), metadata={_METADATA_KEY: manifest})
+    text = msgspec.json.encode(manifest, order="sorted").decode()
+    data = container.write(arrays, {_METADATA_KEY: text})
+    # The writer holds itself to the reader's rules: a bundle nobody can read never leaves here.
+    unpack(data)
     return data
 
 
@@ -150,7 +158,7 @@ def bundle_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def unpack(data: bytes, *, limits: Limits = Limits()) -> Bundle:
+def unpack(data: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Bundle:
     """Read a bundle from anywhere.
 
     Args:
@@ -161,44 +169,40 @@ def unpack(data: bytes, *, limits: Limits = Limits()) -> Bundle:
         TruncatedBundleError: The file ends early.
         BundleTooLargeError: A declared size is over the limit; nothing was allocated.
         ForeignBundleError: Not a bundle, or a format version this side does not know.
-        CorruptBundleError: The parts contradict each other or the format.
+        CorruptBundleError: Damaged, or the parts contradict each other or the format.
+        InvalidManifestError: The manifest is missing something or says what cannot be.
         NonFiniteBundleError: A number is NaN or infinite.
     """
-    manifest = _manifest(_checked_header(data, limits))
-    try:
-        arrays: dict[str, NDArray[Any]] = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CorruptBundleError(f"bundle cannot be read: {error}") from error
+    metadata, arrays = container.read(data, limits)
+    manifest = _decode_manifest(metadata)
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise NonFiniteBundleError(f"tensor {name!r} holds NaN or infinity; train it again")
+            raise NonFiniteBundleError(
+                f"tensor {name[:80]!a} holds NaN or infinity; train it again"
+            )
+    packed_signature = arrays.pop("signature", np.empty(0))
     groups: dict[str, dict[str, NDArray[Any]]] = {"adapter": {}, "base": {}, "own": {}}
-    packed_signature = arrays.pop("signature", None)
     for name, array in arrays.items():
         group, _, rest = name.partition("/")
         if group not in groups or not rest:
-            raise ForeignBundleError(f"bundle has a tensor {name[:80]!r} that none should have")
+            raise CorruptBundleError(f"bundle has a tensor {name[:80]!a} that none should have")
         groups[group][rest] = array
-    if packed_signature is None or packed_signature.dtype != np.uint8:
+    if packed_signature.dtype != np.uint8:
         raise CorruptBundleError("bundle has no signature")
     try:
-        base = ClassStatistics.from_arrays(manifest.labels, groups["base"])
+        base = _unpack_statistics(manifest.labels, groups["base"], "base")
         own = (
             base
             if manifest.family == FROZEN and not groups["own"]
-            else ClassStatistics.from_arrays(manifest.labels, groups["own"])
+            else _unpack_statistics(manifest.labels, groups["own"], "own")
         )
-        bundle = Bundle(
-            manifest=manifest,
-            tensors=groups["adapter"],
-            base=base,
-            own=own,
-            signature=Signature.from_bytes(packed_signature.tobytes()),
-        )
+        signature = Signature.from_bytes(packed_signature.tobytes())
     except OodError as error:
         raise CorruptBundleError(
-            f"bundle's statistics or signature are unusable: {error}"
+            f"bundle's statistics or signature are unusable: {error}; make the bundle again"
         ) from error
+    tensors = {name: array.copy() for name, array in groups["adapter"].items()}
+    bundle = Bundle(manifest=manifest, tensors=tensors, base=base, own=own, signature=signature)
     _check_consistent(bundle)
     return bundle
 
@@ -248,97 +252,130 @@ def check_compatible(bundle: Bundle, interface: EncoderInterface) -> None:
 def _check_consistent(bundle: Bundle) -> None:
     manifest = bundle.manifest
     if bundle.base.labels != manifest.labels or bundle.own.labels != manifest.labels:
-        raise CorruptBundleError("bundle's statistics are of other classes than its manifest says")
-    if bundle.own.dim != bundle.base.dim:
-        raise CorruptBundleError("bundle's two feature spaces have different dimensions")
-    if (manifest.family == FROZEN) != (not bundle.tensors):
+        raise InvalidManifestError(
+            f"bundle's manifest names the classes {list(manifest.labels)[:8]}, its statistics are "
+            f"of {list(bundle.base.labels)[:8]}"
+        )
+    if not bundle.own.dim == bundle.base.dim == bundle.signature.dim:
         raise CorruptBundleError(
-            f"bundle of family {manifest.family!r} has {len(bundle.tensors)} adapter tensors"
+            f"bundle's base space, own space and signature have dimensions {bundle.base.dim}, "
+            f"{bundle.own.dim} and {bundle.signature.dim}; expected one"
+        )
+    if manifest.family == FROZEN and (bundle.tensors or manifest.rank or manifest.sites):
+        raise InvalidManifestError(
+            f"bundle of family {FROZEN!r} has {len(bundle.tensors)} tensors, rank {manifest.rank} "
+            f"and {len(manifest.sites)} sites; expected none"
+        )
+    if manifest.family != FROZEN and not (bundle.tensors and manifest.rank and manifest.sites):
+        raise InvalidManifestError(
+            f"bundle of family {manifest.family!r} has {len(bundle.tensors)} tensors, rank "
+            f"{manifest.rank} and {len(manifest.sites)} sites; expected some of each"
         )
     for name, tensor in bundle.tensors.items():
         if tensor.dtype != np.float32:
-            raise CorruptBundleError(f"tensor {name!r} is {tensor.dtype}, expected float32")
-        if not np.isfinite(tensor).all():
-            raise NonFiniteBundleError(f"tensor {name!r} holds NaN or infinity; train it again")
+            raise CorruptBundleError(f"tensor {name[:80]!a} is {tensor.dtype}, expected float32")
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    """What the types of its fields do not say already."""
+    try:
+        for label in manifest.labels:
+            check_label(label)
+        named = {"task": manifest.task, "device": manifest.created_by, "family": manifest.family}
+        for what, name in named.items():
+            check_label(name, what=what)
+        for names, what in ((manifest.sites, "site"), (tuple(manifest.metrics), "metric")):
+            for name in names:
+                check_label(name, what=what)
+    except LabelError as error:
+        raise InvalidManifestError(f"bundle's manifest is not valid: {error}") from error
     numbers = (*manifest.score_quantiles, *manifest.metrics.values(), manifest.created_at)
     if not all(math.isfinite(number) for number in numbers):
-        raise NonFiniteBundleError("the manifest holds a number that is NaN or infinite")
-
-
-def _checked_header(data: bytes, limits: Limits) -> dict[str, Any]:
-    """Parse the safetensors header and hold every declared size against the file and the limits."""
-    if len(data) > limits.bundle_bytes:
-        raise BundleTooLargeError(
-            f"bundle of {len(data)} bytes is over the limit of {limits.bundle_bytes}"
+        raise NonFiniteBundleError(
+            "bundle's manifest holds a number that is NaN or infinite; make the bundle again"
         )
-    if len(data) < 8:
-        raise TruncatedBundleError(f"bundle has {len(data)} bytes, too few for any header")
-    (length,) = struct.unpack("<Q", data[:8])
-    if length > limits.header_bytes:
-        raise BundleTooLargeError(
-            f"header declares {length} bytes, the limit is {limits.header_bytes}; "
-            "this is no bundle, or a hostile one"
-        )
-    if 8 + length > len(data):
-        raise TruncatedBundleError(
-            f"bundle ends inside its header: {len(data)} of {8 + length} bytes are there"
-        )
-    try:
-        header = json.loads(data[8 : 8 + length])
-    except (ValueError, RecursionError) as error:
-        raise ForeignBundleError(f"file is no safetensors file: {error}") from error
-    if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
-        raise ForeignBundleError("file is no bundle: its header has no metadata")
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    if len(tensors) > limits.tensors:
-        raise BundleTooLargeError(f"bundle has {len(tensors)} tensors, over {limits.tensors}")
-    expected_end = _declared_end(tensors)
-    available = len(data) - 8 - length
-    if expected_end > available:
-        raise TruncatedBundleError(
-            f"bundle declares {expected_end} bytes of tensors, {available} are there"
-        )
-    if expected_end < available:
-        raise CorruptBundleError(f"bundle has {available - expected_end} bytes that belong to none")
-    return header
+    quantiles = manifest.score_quantiles
+    if any(low > high for low, high in pairwise(quantiles)):
+        raise InvalidManifestError("bundle's score quantiles decrease; make the bundle again")
 
 
-def _declared_end(tensors: Mapping[str, Any]) -> int:
-    """The end of the last tensor, every tensor's size being what its shape and type give."""
-    ends: list[tuple[int, int]] = []
-    for name, entry in tensors.items():
-        try:
-            item = _DTYPE_BYTES[entry["dtype"]]
-            shape, (begin, end) = entry["shape"], entry["data_offsets"]
-            whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptBundleError(f"tensor {name[:80]!r} is declared wrongly") from error
-        if not whole or end - begin != item * math.prod(shape):
-            raise CorruptBundleError(
-                f"tensor {name[:80]!r} declares sizes that contradict its shape"
-            )
-        ends.append((begin, end))
-    position = 0
-    for begin, end in sorted(ends):
-        if begin != position:
-            raise CorruptBundleError("tensors overlap or leave a gap")
-        position = end
-    return position
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a manifest cannot hold a {type(value).__name__}")
 
 
-def _manifest(header: Mapping[str, Any]) -> Manifest:
-    text = header["__metadata__"].get(_METADATA_KEY)
-    if not isinstance(text, str):
+def _decode_manifest(metadata: Mapping[str, str]) -> Manifest:
+    text = metadata.get(_METADATA_KEY)
+    if text is None:
         raise ForeignBundleError("file is a safetensors file but no Driftkeel bundle")
     try:
-        version = msgspec.json.decode(text, type=dict).get("format")
+        version = msgspec.json.decode(text, type=_Versioned).format
         if version != FORMAT:
             raise ForeignBundleError(
-                f"bundle has format version {version!r}, this side reads {FORMAT}; update it"
+                f"bundle has format version {version}, this version reads {FORMAT}; "
+                "update the older side"
             )
-        return msgspec.json.decode(text, type=Manifest)
+        manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise CorruptBundleError(f"bundle's manifest is not valid: {error}") from error
+        raise InvalidManifestError(f"bundle's manifest is not valid: {error}") from error
+    _check_manifest(manifest)
+    return manifest
+
+
+def _pack_statistics(statistics: ClassStatistics) -> dict[str, NDArray[Any]]:
+    """Arrays of statistics, half as large as their float32 would be.
+
+    The scatter S travels as the upper triangular R with S = RᵀR, each row as int16 with one float32
+    step: what is read back is positive semi-definite whatever rounding did, and within 1e-4 of S.
+    """
+    eigenvalues, vectors = np.linalg.eigh(statistics.scatter)
+    root = np.sqrt(np.maximum(eigenvalues, 0.0))[:, None] * vectors.T
+    factor = np.linalg.qr(root, mode="r")
+    # R is unique but for the sign of each row.
+    factor = factor * np.where(np.diagonal(factor) < 0, -1.0, 1.0)[:, None]
+    step = (np.abs(factor).max(axis=1) / _INT16_MAX).astype(np.float32)
+    rounded = np.rint(factor / np.where(step > 0, step, 1)[:, None]).clip(-_INT16_MAX, _INT16_MAX)
+    upper = np.triu_indices(statistics.dim)
+    return {
+        "counts": statistics.counts,
+        "means": statistics.means.astype(np.float32),
+        "factor": rounded[upper].astype(np.int16),
+        "step": step,
+    }
+
+
+def _unpack_statistics(
+    labels: tuple[str, ...], arrays: Mapping[str, NDArray[Any]], space: str
+) -> ClassStatistics:
+    if set(arrays) != {"counts", "means", "factor", "step"}:
+        raise CorruptBundleError(
+            f"bundle has {sorted(arrays)[:8]} of the statistics {space!r}; expected counts, "
+            "factor, means, step"
+        )
+    means, factor, step = arrays["means"], arrays["factor"], arrays["step"]
+    dim = step.shape[0] if step.ndim == 1 else 0
+    if means.ndim != 2 or means.shape[1] != dim or factor.shape != (dim * (dim + 1) // 2,):
+        raise CorruptBundleError(
+            f"shapes of the statistics {space!r} contradict each other: means {means.shape}, "
+            f"factor {factor.shape}, step {step.shape}"
+        )
+    if factor.dtype != np.int16 or step.dtype != np.float32 or means.dtype != np.float32:
+        raise CorruptBundleError(f"the statistics {space!r} are of unexpected types")
+    if (step < 0).any() or (step > _MAX_STEP).any():
+        raise CorruptBundleError(f"the statistics {space!r} have steps outside 0..{_MAX_STEP:g}")
+    if dim > MAX_DIM:
+        raise BundleTooLargeError(f"bundle's features have dimension {dim}, at most {MAX_DIM}")
+    root = np.zeros((dim, dim))
+    root[np.triu_indices(dim)] = factor
+    root *= step.astype(np.float64)[:, None]
+    scatter = root.T @ root
+    packed = {
+        "counts": arrays["counts"],
+        "means": means,
+        "scatter": scatter[np.triu_indices(dim)],
+    }
+    return ClassStatistics.from_arrays(labels, packed)
 
 
 __all__ = [

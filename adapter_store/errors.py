@@ -39,6 +39,10 @@ class ForeignBundleError(BundleError):
     """The file is not a Driftkeel bundle, or of an unknown format version."""
 
 
+class InvalidManifestError(BundleError):
+    """A bundle's manifest is missing something, or says what cannot be."""
+
+
 class WrongEncoderError(BundleError):
     """The bundle belongs to another encoder, or its tensors do not fit this one's sites."""
 
