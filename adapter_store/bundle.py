@@ -331,9 +331,7 @@ def _pack_statistics(statistics: ClassStatistics) -> dict[str, NDArray[Any]]:
     """
     eigenvalues, vectors = np.linalg.eigh(statistics.scatter)
     root = np.sqrt(np.maximum(eigenvalues, 0.0))[:, None] * vectors.T
-    factor = np.linalg.qr(root, mode="r")
-    # R is unique but for the sign of each row.
-    factor = factor * np.where(np.diagonal(factor) < 0, -1.0, 1.0)[:, None]
+    factor = np.linalg.qr(root).R
     step = (np.abs(factor).max(axis=1) / _INT16_MAX).astype(np.float32)
     rounded = np.rint(factor / np.where(step > 0, step, 1)[:, None]).clip(-_INT16_MAX, _INT16_MAX)
     upper = np.triu_indices(statistics.dim)

@@ -9,21 +9,28 @@ incoming/        bundles on their way here
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
+import re
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
+
+from sqlalchemy import Engine
 
 from adapter_store.blobs import BlobStore
 from adapter_store.database import open_database
 from adapter_store.episodes_store import EpisodeStore, Settings
-from adapter_store.errors import DiskFullError, StateLockedError
+from adapter_store.errors import DiskFullError, StateLockedError, WireError
 from adapter_store.generations import GenerationStore
 from adapter_store.journal import Journal
 from adapter_store.outbox import Inbox, Outbox
+from adapter_store.wire import Offer, decode_up
 
-MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_DIGEST: Final = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 class StateDir:
@@ -60,11 +67,14 @@ class StateDir:
             self._lock = _lock(path / "lock")
         except OSError as error:
             raise DiskFullError(f"cannot use {path}: {error.strerror}") from error
+        engines: list[Engine] = []
         try:
             url = f"sqlite:///{path / 'driftkeel.db'}"
             self._engine = open_database(url, MIGRATIONS)
+            engines.append(self._engine)
             # The journal is on the hot path: a power cut may take its last moments, never more.
             self._journal_engine = open_database(url, MIGRATIONS, durable=False)
+            engines.append(self._journal_engine)
             self.journal = Journal(self._journal_engine, self._engine)
             self.episodes = EpisodeStore(self._engine)
             self.settings = Settings(self._engine)
@@ -72,9 +82,35 @@ class StateDir:
             self.inbox = Inbox(self._engine)
             self.blobs = BlobStore(path / "blobs")
             self.generations = GenerationStore(path, self.blobs, keep=keep_generations)
-        except BaseException:
+        except BaseException as error:
+            for engine in engines:
+                engine.dispose()
             os.close(self._lock)
+            if isinstance(error, OSError):
+                raise DiskFullError(f"cannot use {path}: {error.strerror or error}") from error
             raise
+
+    @property
+    def recovered(self) -> str | None:
+        """What was damaged when it was opened and what is used instead; None when all was well."""
+        return self.generations.recovered
+
+    def prune(self, protect: Collection[int] = (), protect_blobs: Collection[str] = ()) -> None:
+        """Remove old generations, and bundles that nothing needs any more.
+
+        Besides what `GenerationStore.prune` keeps: bundles offered to the catalogue and not taken
+        yet, and those an open episode speaks of.
+
+        Args:
+            protect: Numbers of generations that stay too.
+            protect_blobs: Digests of bundles that stay too.
+
+        Raises:
+            DiskFullError: The disk failed; what was to stay is untouched.
+        """
+        owed = {digest for item in self.outbox.messages() for digest in _offered(item.message)}
+        spoken_of = set(_DIGEST.findall(json.dumps(self.episodes.open())))
+        self.generations.prune(protect, owed | spoken_of | set(protect_blobs))
 
     def close(self) -> None:
         """Release the directory; calling it again does nothing."""
@@ -94,6 +130,15 @@ class StateDir:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _offered(message: bytes) -> Collection[str]:
+    try:
+        decoded = decode_up(message)
+    except WireError:
+        # Of a version that this one cannot read, which does not send it either.
+        return ()
+    return (decoded.digest,) if isinstance(decoded, Offer) else ()
 
 
 def _lock(path: Path) -> int:

@@ -17,6 +17,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from adapter_store.blobs import sync_directory
 from adapter_store.errors import TrustError
 
 _DOMAIN = b"driftkeel statement v1\n"
@@ -25,9 +26,9 @@ _DOMAIN = b"driftkeel statement v1\n"
 class Statement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the catalogue vouches for, about one bundle."""
 
-    digest: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    digest: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     size_bytes: Annotated[int, msgspec.Meta(ge=1)]
-    encoder: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    encoder: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     family: str
     labels: tuple[str, ...]
     status: str
@@ -59,6 +60,8 @@ class CatalogueKey:
             raw = path.read_bytes()
         except FileNotFoundError:
             return cls._create(path)
+        except OSError as error:
+            raise TrustError(f"cannot read the key in {path}: {error.strerror}") from error
         try:
             return cls(Ed25519PrivateKey.from_private_bytes(raw))
         except ValueError as error:
@@ -76,6 +79,7 @@ class CatalogueKey:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
+        sync_directory(path.parent)
         return cls(private)
 
     @property
