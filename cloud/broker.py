@@ -16,30 +16,50 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from adapter_store import wire
 from adapter_store.errors import StoreError
 
 Kind = Literal["mosquitto", "embedded"]
+Choice = Literal["auto", "mosquitto", "embedded"]
 HOST: Final = "127.0.0.1"
 CATALOGUE: Final = "catalogue"
 _KIND_VARIABLE: Final = "DRIFTKEEL_BROKER"
 _START_TIMEOUT_S: Final = 15.0
+_PORT_ATTEMPTS: Final = 5
 
 
 class BrokerError(StoreError):
     """A broker cannot be started."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Broker:
-    """A running broker."""
+    """A running broker; as a context manager it stops at the end.
+
+    Attributes:
+        kind: Which one it is.
+        host: Where it listens.
+        port: Its port there.
+        process: Its process.
+    """
 
     kind: Kind
     host: str
     port: int
     process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Its process's id."""
+        return self.process.pid
 
     def stop(self) -> None:
         """End the process."""
@@ -53,8 +73,7 @@ class Broker:
 
 def find_mosquitto() -> str | None:
     """The path of mosquitto, or None; Debian keeps it where only root's PATH looks."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-    return shutil.which("mosquitto", path=path)
+    return _find("mosquitto")
 
 
 def choose_kind() -> Kind:
@@ -75,7 +94,7 @@ def choose_kind() -> Kind:
 
 
 def start_broker(
-    directory: Path, users: Mapping[str, str], *, port: int = 0, kind: Kind | None = None
+    directory: Path, users: Mapping[str, str], *, port: int = 0, kind: Choice = "auto"
 ) -> Broker:
     """Start a broker and wait until it accepts connections.
 
@@ -83,31 +102,50 @@ def start_broker(
         directory: Where its configuration and log go.
         users: Passwords by user. ``catalogue`` is the catalogue; every other is a device.
         port: The port; 0 takes a free one.
-        kind: Which broker; by default what `choose_kind` says.
+        kind: Which broker; "auto" is what `choose_kind` says.
 
     Raises:
-        BrokerError: It cannot be started; the message ends with what it logged.
+        BrokerError: It cannot be started, with the end of its log; or a user or password will
+            not do.
+        WireError: A user's name is no device name.
     """
-    kind = kind or choose_kind()
-    port = port or _free_port()
+    for user, password in users.items():
+        wire.up_topic(user)
+        if not password or ":" in password or not password.isprintable():
+            raise BrokerError(
+                f"the password of {user!r} is empty or has ':' or a control character"
+            )
+    chosen = choose_kind() if kind == "auto" else kind
     directory.mkdir(parents=True, exist_ok=True)
-    arguments = (
-        _mosquitto(directory, users, port)
-        if kind == "mosquitto"
-        else _embedded(directory, users, port)
-    )
+    for attempt in range(1, _PORT_ATTEMPTS + 1):
+        try:
+            return _start(directory, users, port or _free_port(), chosen)
+        except BrokerError:
+            # A free port may be taken by someone else before the broker has it.
+            if port or attempt == _PORT_ATTEMPTS:
+                raise
+    raise AssertionError
+
+
+def _start(directory: Path, users: Mapping[str, str], port: int, kind: Kind) -> Broker:
+    if _accepts(port):
+        raise BrokerError(f"port {port} is taken; stop what listens there or choose another")
+    prepare = _mosquitto if kind == "mosquitto" else _embedded
+    arguments = prepare(directory.resolve(), users, port)
     log_path = directory / "broker.log"
     with log_path.open("wb") as log:
-        process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
     broker = Broker(kind, HOST, port, process)
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while not _accepts(port):
-        if process.poll() is not None or time.monotonic() > deadline:
-            broker.stop()
-            tail = log_path.read_text(errors="replace")[-500:]
-            raise BrokerError(f"{kind} broker does not start on port {port}: {tail}")
-        time.sleep(0.02)
-    return broker
+    while process.poll() is None and time.monotonic() < deadline:
+        if _accepts(port):
+            return broker
+        time.sleep(0.01)
+    broker.stop()
+    tail = log_path.read_text(errors="replace")[-500:].strip()
+    raise BrokerError(f"the {kind} broker does not start on port {port}: {tail or 'no log'}")
 
 
 def acl(user: str) -> list[tuple[Literal["read", "write"], str]]:
@@ -123,22 +161,21 @@ def acl(user: str) -> list[tuple[Literal["read", "write"], str]]:
 
 
 def _mosquitto(directory: Path, users: Mapping[str, str], port: int) -> list[str]:
-    program = find_mosquitto()
-    if program is None:
-        raise BrokerError("mosquitto is not installed; use apt-get install mosquitto")
-    passwords, rules = directory / "passwords", directory / "acl"
-    passwords.write_text("".join(f"{user}:{word}\n" for user, word in users.items()))
-    passwords.chmod(0o600)
-    beside = Path(program).with_name("mosquitto_passwd")
-    hasher = str(beside) if beside.exists() else "mosquitto_passwd"
-    subprocess.run([hasher, "-U", str(passwords)], check=True, capture_output=True)
-    rules.write_text(
-        "".join(
-            f"user {user}\n" + "".join(f"topic {verb} {topic}\n" for verb, topic in acl(user))
-            for user in users
+    program, hasher = find_mosquitto(), _find("mosquitto_passwd")
+    if program is None or hasher is None:
+        raise BrokerError(
+            "mosquitto is not installed; use apt-get install mosquitto, or the embedded broker"
         )
+    passwords, rules = directory / "passwords", directory / "acl"
+    _write_secret(passwords, "".join(f"{user}:{word}\n" for user, word in users.items()))
+    hashed = subprocess.run([hasher, "-U", str(passwords)], check=False, capture_output=True)
+    if hashed.returncode:
+        raise BrokerError(f"mosquitto_passwd failed: {hashed.stderr.decode(errors='replace')}")
+    blocks = (
+        "\n".join([f"user {user}", *(f"topic {verb} {topic}" for verb, topic in acl(user))])
+        for user in users
     )
-    rules.chmod(0o600)
+    _write_secret(rules, "\n\n".join(blocks) + "\n")
     config = directory / "mosquitto.conf"
     lines = [
         f"listener {port} {HOST}",
@@ -146,7 +183,9 @@ def _mosquitto(directory: Path, users: Mapping[str, str], port: int) -> list[str
         f"password_file {passwords}",
         f"acl_file {rules}",
         "set_tcp_nodelay true",
+        # Its default drops messages without a word after a thousand.
         "max_queued_messages 0",
+        f"message_size_limit {wire.MAX_MESSAGE_BYTES}",
         "persistence false",
         # Started by root it would become another user and could not read its own files.
         *(["user root"] if os.geteuid() == 0 else []),
@@ -157,11 +196,22 @@ def _mosquitto(directory: Path, users: Mapping[str, str], port: int) -> list[str
 
 def _embedded(directory: Path, users: Mapping[str, str], port: int) -> list[str]:
     accounts = directory / "accounts.json"
-    accounts.write_text(
-        json.dumps({user: {"password": word, "acl": acl(user)} for user, word in users.items()})
-    )
-    accounts.chmod(0o600)
+    rules = {user: {"password": word, "acl": acl(user)} for user, word in users.items()}
+    _write_secret(accounts, json.dumps(rules))
     return [sys.executable, "-m", "cloud.embedded_broker", str(port), str(accounts)]
+
+
+def _find(program: str) -> str | None:
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+    return shutil.which(program, path=path)
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Write a file nobody else can read, at no moment."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _free_port() -> int:

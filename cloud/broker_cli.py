@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
 
 import click
 
-from cloud.broker import Kind, start_broker
+from cloud.broker import Choice, start_broker
 
 
 @click.command()
@@ -26,8 +27,14 @@ from cloud.broker import Kind, start_broker
     metavar="NAME=PASSWORD",
     help="An account; `catalogue` is the catalogue's, every other one a device's. Repeatable.",
 )
-@click.option("--kind", type=click.Choice(["mosquitto", "embedded"]), help="Default: what is here.")
-def broker(state_dir: Path, port: int, users: tuple[str, ...], kind: Kind | None) -> None:
+@click.option(
+    "--kind",
+    type=click.Choice(["auto", "mosquitto", "embedded"]),
+    default="auto",
+    show_default=True,
+    help="auto: mosquitto where it is installed.",
+)
+def broker(state_dir: Path, port: int, users: tuple[str, ...], kind: Choice) -> None:
     """Run a broker with accounts and access rules until interrupted. Not for production."""
     accounts = {}
     for user in users:
@@ -35,11 +42,14 @@ def broker(state_dir: Path, port: int, users: tuple[str, ...], kind: Kind | None
         if not (name and equals and password):
             raise click.BadParameter(f"{user!r} is not NAME=PASSWORD", param_hint="--user")
         accounts[name] = password
-    running = start_broker(state_dir, accounts, port=port, kind=kind)
-    signal.signal(signal.SIGTERM, lambda *_: running.stop())
-    click.echo(f"{running.kind} broker on {running.host}:{running.port}; for trying only")
-    click.echo(f"accounts: {', '.join(accounts)}; Ctrl-C ends it")
-    try:
-        running.process.wait()
-    except KeyboardInterrupt:
-        running.stop()
+    interrupted = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: interrupted.set())
+    with start_broker(state_dir, accounts, port=port, kind=kind) as running:
+        click.echo(f"{running.kind} broker on {running.host}:{running.port}, for trying only")
+        click.echo(f"accounts: {', '.join(accounts)}; Ctrl-C ends it")
+        while not interrupted.wait(0.5):
+            if running.process.poll() is not None:
+                raise click.ClickException(
+                    f"the broker ended by itself; see {state_dir / 'broker.log'}"
+                )

@@ -1,8 +1,9 @@
 """A minimal MQTT 3.1.1 broker, for trying Driftkeel where mosquitto cannot be installed.
 
-Not for production: loopback only, no TLS, nothing on disk, clean sessions only. QoS 0 and 1,
-accounts with access rules, retained messages, last wills (of silent peers too), client takeover.
-Run by `cloud.broker` as ``python -m cloud.embedded_broker PORT ACCOUNTS.json``.
+Not for production: loopback only, no TLS, nothing on disk, clean sessions only, no redelivery. QoS
+0 and 1, accounts with access rules, retained messages, last wills (of silent peers too), takeover
+of a client id by its own user only. Run by `cloud.broker` as
+``python -m cloud.embedded_broker PORT ACCOUNTS.json``; why it exists: decision 0001.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-_MAX_PACKET: Final = 1 << 20
+from adapter_store.wire import MAX_MESSAGE_BYTES
+
+_HOST: Final = "127.0.0.1"
+_MAX_PACKET: Final = MAX_MESSAGE_BYTES + 1024
 _MAX_BUFFERED: Final = 8 << 20
 _CONNECT_TIMEOUT_S: Final = 10.0
-_GRANTED_QOS: Final = 1
 _FAILURE: Final = 0x80
-
-Message = tuple[str, bytes]
 
 
 class _ProtocolError(Exception):
@@ -37,22 +38,21 @@ class _Client:
         self.reader, self.writer = reader, writer
         self.id = self.user = ""
         self.timeout_s: float | None = None
-        self.will: tuple[str, bytes, bool] | None = None
+        self.will: tuple[str, bytes, int, bool] | None = None
         self.filters: dict[str, int] = {}
         self._packet_id = 0
 
     async def packet(self) -> tuple[int, bytes]:
         """The next packet: its first byte and its body."""
         first = (await self.reader.readexactly(1))[0]
-        length = shift = 0
-        while True:
+        length = 0
+        for shift in (0, 7, 14, 21):
             byte = (await self.reader.readexactly(1))[0]
             length |= (byte & 0x7F) << shift
-            shift += 7
             if not byte & 0x80:
                 break
-            if shift > 21:
-                raise _ProtocolError("remaining length")
+        else:
+            raise _ProtocolError("malformed length")
         if length > _MAX_PACKET:
             raise _ProtocolError(f"packet of {length} bytes")
         return first, await self.reader.readexactly(length)
@@ -71,7 +71,8 @@ class _Client:
 
     def deliver(self, topic: str, payload: bytes, qos: int, *, retained: bool = False) -> None:
         """Send a message to this client."""
-        head = _string(topic)
+        name = topic.encode()
+        head = struct.pack("!H", len(name)) + name
         if qos:
             self._packet_id = self._packet_id % 65535 + 1
             head += struct.pack("!H", self._packet_id)
@@ -83,16 +84,12 @@ class _Client:
 
 
 class EmbeddedBroker:
-    """The broker's state.
-
-    Args:
-        accounts: For each user a password and access rules ``[verb, topic filter]``.
-    """
+    """The broker's state; an account is a password and access rules ``[verb, topic filter]``."""
 
     def __init__(self, accounts: Mapping[str, Any]) -> None:
         self._accounts = accounts
         self._clients: dict[str, _Client] = {}
-        self._retained: dict[str, bytes] = {}
+        self._retained: dict[str, tuple[bytes, int]] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection until it ends."""
@@ -111,16 +108,20 @@ class EmbeddedBroker:
                     return
                 self._handle(client, first, body)
                 await writer.drain()
-        except (OSError, EOFError, TimeoutError, _ProtocolError, struct.error, ValueError):
+        except (OSError, EOFError, TimeoutError):
             return
-        except IndexError:
-            return
+        except (_ProtocolError, struct.error, ValueError, IndexError) as error:
+            print(f"client {client.id!r} cut off: {error}", flush=True)  # noqa: T201 - its log
         finally:
             if self._clients.get(client.id) is client:
                 del self._clients[client.id]
-            if client.will is not None:
-                self._publish(*client.will)
+            self._bury(client)
             writer.close()
+
+    def _bury(self, client: _Client) -> None:
+        if client.will is not None:
+            self._publish(*client.will)
+            client.will = None
 
     def _connect(self, client: _Client, body: bytes) -> bool:
         name, at = _take(body, 0)
@@ -129,29 +130,31 @@ class EmbeddedBroker:
             client.send(0x20, b"\x00\x01")
             return False
         client_id, at = _take(body, at + 4)
-        will: tuple[str, bytes, bool] | None = None
+        will: tuple[str, bytes, int, bool] | None = None
         if flags & 0x04:
             will_topic, at = _take(body, at)
             will_payload, at = _take(body, at)
-            will = (will_topic.decode(), will_payload, bool(flags & 0x20))
+            will = (will_topic.decode(), will_payload, flags >> 3 & 3, bool(flags & 0x20))
         user, at = _take(body, at) if flags & 0x80 else (b"", at)
         password, at = _take(body, at) if flags & 0x40 else (b"", at)
         account = self._accounts.get(user.decode())
         if account is None or not hmac.compare_digest(account["password"].encode(), password):
             client.send(0x20, b"\x00\x05")
             return False
-        client.user, client.id = user.decode(), client_id.decode() or f"anonymous-{id(client)}"
-        client.timeout_s = 1.5 * keepalive or None
-        if will is not None and self._allowed(client.user, "write", will[0]):
-            client.will = will
-        # Only an authenticated client, and only of the same user, takes over a live session.
-        earlier = self._clients.get(client.id)
-        if earlier is not None and earlier.user != client.user:
-            client.will = None
+        client_id = client_id or b"unnamed-%d" % id(client)
+        # Only the same user, and only with the right password, takes over a live connection.
+        earlier = self._clients.get(client_id.decode())
+        if earlier is not None and earlier.user != user.decode():
             client.send(0x20, b"\x00\x02")
             return False
         if earlier is not None:
+            # Now rather than when its connection ends: the newcomer's first word must come after.
+            self._bury(earlier)
             earlier.writer.transport.abort()
+        client.user, client.id = user.decode(), client_id.decode()
+        client.timeout_s = 1.5 * keepalive or None
+        if will is not None and self._allowed(client.user, "write", will[0]):
+            client.will = will
         self._clients[client.id] = client
         client.send(0x20, b"\x00\x00")
         return True
@@ -171,7 +174,7 @@ class EmbeddedBroker:
             case 12:
                 client.send(0xD0, b"")
             case 4:
-                pass
+                pass  # nothing is sent again, so nothing waits for an acknowledgement
             case kind:
                 raise _ProtocolError(f"packet type {kind}")
 
@@ -183,35 +186,35 @@ class EmbeddedBroker:
         payload = body[at + 2 * (qos > 0) :]
         # As MQTT 3.1.1 has no way to say no, what is not allowed is dropped and acknowledged.
         if self._allowed(client.user, "write", topic.decode()):
-            self._publish(topic.decode(), payload, bool(first & 1))
+            self._publish(topic.decode(), payload, qos, bool(first & 1))
         if qos:
             client.send(0x40, body[at : at + 2])
 
-    def _publish(self, topic: str, payload: bytes, retain: bool) -> None:
+    def _publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:
         if retain and payload:
-            self._retained[topic] = payload
+            self._retained[topic] = payload, qos
         elif retain:
             self._retained.pop(topic, None)
         for client in list(self._clients.values()):
-            qos = client.wants(topic)
-            if qos is not None:
-                client.deliver(topic, payload, qos)
+            granted = client.wants(topic)
+            if granted is not None:
+                client.deliver(topic, payload, min(qos, granted))
 
     def _subscribe(self, client: _Client, body: bytes) -> None:
         at, granted, added = 2, bytearray(), dict[str, int]()
         while at < len(body):
             raw, at = _take(body, at)
-            qos, at = min(body[at], _GRANTED_QOS), at + 1
+            qos, at = min(body[at], 1), at + 1
             allowed = self._allowed(client.user, "read", raw.decode())
             granted.append(qos if allowed else _FAILURE)
             if allowed:
                 added[raw.decode()] = qos
         client.filters |= added
         client.send(0x90, body[:2] + bytes(granted))
-        for topic, payload in self._retained.items():
-            for topic_filter, qos in added.items():
+        for topic, (payload, qos) in self._retained.items():
+            for topic_filter, most in added.items():
                 if _matches(topic_filter, topic):
-                    client.deliver(topic, payload, qos, retained=True)
+                    client.deliver(topic, payload, min(qos, most), retained=True)
 
     def _allowed(self, user: str, verb: str, topic: str) -> bool:
         return any(v == verb and _matches(f, topic) for v, f in self._accounts[user]["acl"])
@@ -228,11 +231,6 @@ def _matches(topic_filter: str, topic: str) -> bool:
     return len(wanted) == len(found)
 
 
-def _string(text: str) -> bytes:
-    raw = text.encode()
-    return struct.pack("!H", len(raw)) + raw
-
-
 def _take(body: bytes, at: int) -> tuple[bytes, int]:
     """A length-prefixed field and where the next one begins."""
     (length,) = struct.unpack_from("!H", body, at)
@@ -244,7 +242,7 @@ def _take(body: bytes, at: int) -> tuple[bytes, int]:
 
 async def _main(port: int, accounts: Mapping[str, Any]) -> None:
     broker = EmbeddedBroker(accounts)
-    server = await asyncio.start_server(broker.serve, "127.0.0.1", port)
+    server = await asyncio.start_server(broker.serve, _HOST, port)
     async with server:
         await server.serve_forever()
 
