@@ -145,7 +145,10 @@ class Conductor:
     def status(self) -> dict[str, Any]:
         """What the device is about to do and what it waits for, as JSON-able values."""
         episode, desired = self._episode, self._desired
+        # While an episode is open the stream goes on alarming: that is the same shift.
+        opened = {} if episode is None else {"last_alarm": _alarm_of(episode)}
         return {
+            **opened,
             "episode": None if episode is None else _describe(episode),
             "trainings": self._trainings,
             "training": self._learner.progress(),
@@ -182,6 +185,7 @@ class Conductor:
         self._stopping = True
 
     def _resume(self) -> None:
+        self._protect_labels()
         if not self._desired.applied:
             self._apply_desired()
         if self._episode is not None and self._episode.open:
@@ -245,8 +249,15 @@ class Conductor:
             return False
         self._problem = ""
         self._episode = episode
+        self._protect_labels()
         self._report()
         return True
+
+    def _protect_labels(self) -> None:
+        """Labelled samples of an open episode stay in the journal, whatever else comes."""
+        episode = self._episode
+        held = episode is not None and episode.open
+        self._agent.protect_since_seq = episode.onset_seq - 1 if episode and held else None
 
     def _tidy(self) -> None:
         """After an episode: no jobs, and no generations and bundles beyond what is kept."""
@@ -356,6 +367,14 @@ class Conductor:
         )
         if report is not None:
             self._sync.report(report)
+
+
+def _alarm_of(episode: Episode) -> Mapping[str, Any]:
+    return {
+        "at": episode.opened_at,
+        "generation": episode.generation,
+        "seq": episode.alarm_seq,
+    }
 
 
 def _describe(episode: Episode) -> Mapping[str, Any]:

@@ -246,9 +246,7 @@ def resume(episode: Episode, policy: Policy) -> tuple[Action, ...]:
     return _stage_actions(episode, policy, fresh=False)
 
 
-def _stage_actions(  # noqa: PLR0911 (one case a stage)
-    episode: Episode, policy: Policy, *, fresh: bool
-) -> tuple[Action, ...]:
+def _stage_actions(episode: Episode, policy: Policy, *, fresh: bool) -> tuple[Action, ...]:
     match episode.stage:
         case Stage.SEEKING:
             return (Search(),)
@@ -273,7 +271,7 @@ class _Machine:
     now: float
     policy: Policy
 
-    def take(self, ep: Episode, event: Event) -> Step:  # noqa: C901, PLR0911, PLR0912 (one case an event)
+    def take(self, ep: Episode, event: Event) -> Step:  # noqa: C901, PLR0912 (one case an event)
         match event:
             case SamplesSeen():
                 return self._samples(ep, event)

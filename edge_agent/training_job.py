@@ -95,7 +95,7 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def split_samples(
-    ids: Sequence[str], labels: Sequence[str], *, held_out: float = 0.3
+    ids: Sequence[str], labels: Sequence[str], *, held_out: float = 0.25
 ) -> list[bool]:
     """Say which labelled samples to train on, class by class, by a hash of the sample's id.
 

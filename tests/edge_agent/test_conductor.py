@@ -63,7 +63,7 @@ def shift(agent: Agent, make_images: Callable) -> Callable[[], None]:
     return run
 
 
-def test_a_shift_with_labels_is_learned_and_nothing_is_forgotten(
+def test_a_shift_with_labels_is_learned_and_nothing_is_forgotten(  # noqa: PLR0917 (fixtures)
     agent, config, install, watch, shift, make_images
 ) -> None:
     install()

@@ -293,7 +293,7 @@ def test_every_story_comes_to_rest_when_its_actions_are_answered(
     assert episode.stage in (Stage.CLOSED, Stage.WAITING_FOR_LABELS)
 
 
-def answers(action: ev.Action) -> st.SearchStrategy[ev.Event]:  # noqa: PLR0911 (one an action)
+def answers(action: ev.Action) -> st.SearchStrategy[ev.Event]:
     match action:
         case ev.Search():
             return st.sampled_from([FOUND, ev.SearchAnswered(()), ev.SearchFailed("late")])

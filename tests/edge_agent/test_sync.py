@@ -210,7 +210,7 @@ def test_malformed_messages_are_counted_and_do_no_harm(agent, config, catalogue,
         assert conductor.status()["sync"]["counters"]["malformed"] == 5
 
 
-def test_a_fitting_bundle_is_found_pulled_tried_and_installed_without_training(
+def test_a_fitting_bundle_is_found_pulled_tried_and_installed_without_training(  # noqa: PLR0917 (fixtures)
     agent, config, catalogue, install, make_bundle, make_images
 ) -> None:
     install()
@@ -230,7 +230,7 @@ def test_a_fitting_bundle_is_found_pulled_tried_and_installed_without_training(
     assert {a.label for a in answers} == {"stripes-3", "stripes-4", "stripes-5"}
 
 
-def test_a_pinned_device_waits_and_goes_on_when_unpinned(
+def test_a_pinned_device_waits_and_goes_on_when_unpinned(  # noqa: PLR0917 (fixtures)
     agent, config, catalogue, install, make_bundle, make_images
 ) -> None:
     install()
@@ -249,7 +249,7 @@ def test_a_pinned_device_waits_and_goes_on_when_unpinned(
         assert report.generation == 2
 
 
-def test_bundles_another_key_vouches_for_are_not_even_pulled(
+def test_bundles_another_key_vouches_for_are_not_even_pulled(  # noqa: PLR0917 (fixtures)
     agent, config, catalogue, install, make_bundle, make_images, tmp_path
 ) -> None:
     install()
@@ -267,7 +267,7 @@ def test_bundles_another_key_vouches_for_are_not_even_pulled(
     assert not agent.state.blobs.has(bundle_digest(data))
 
 
-def test_a_bundle_approved_later_is_found_by_searching_on(
+def test_a_bundle_approved_later_is_found_by_searching_on(  # noqa: PLR0917 (fixtures)
     agent, config, catalogue, install, make_bundle, make_images
 ) -> None:
     install()

@@ -84,7 +84,7 @@ def test_the_split_is_stratified_and_knows_no_order(labels: list[str], rng: obje
         return
     for label in set(labels):
         members = [t for t, name in zip(train, labels, strict=True) if name == label]
-        assert len(members) - sum(members) == int(len(members) * 0.3)
+        assert len(members) - sum(members) == int(len(members) * 0.25)
     order = list(range(len(labels)))
     rng.shuffle(order)  # type: ignore[attr-defined]
     shuffled = split_samples([ids[i] for i in order], [labels[i] for i in order])
