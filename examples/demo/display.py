@@ -94,7 +94,9 @@ class Display:
         text = Text(line, style=style)
         self._said.append(text)
         if self._live is None:
-            self.console.print(f"{time.monotonic() - self._started:6.1f}s {line}", markup=False)
+            self.console.print(
+                f"{time.monotonic() - self._started:6.1f}s {line}", markup=False, soft_wrap=True
+            )
 
     def command(self, command: str, output: str) -> None:
         """An operator's command and what it answered."""

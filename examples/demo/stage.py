@@ -94,6 +94,13 @@ class Device:
         """Tell the device what a sample really was."""
         self._request("POST", "/v1/feedback", json={"sample_id": sample_id, "label": str(label)})
 
+    def answers(self) -> bool:
+        """Whether the daemon is up."""
+        try:
+            return self._client.get("/healthz").is_success
+        except httpx.ConnectError:
+            return False
+
     def get(self, path: str) -> Any:
         """What a GET endpoint answers."""
         return self._request("GET", path).json()
@@ -103,7 +110,7 @@ class Device:
             "POST",
             "/v1/predict",
             params={"probe": "1"} if probe else {},
-            content=npy(images),
+            content=npy(images[..., None]),
             headers={"content-type": "application/x-npy"},
         )
         samples: list[dict[str, Any]] = answer.json()["samples"]
@@ -202,7 +209,7 @@ class Stage:
         wait_for(lambda: http.exists() or None, f"{name}'s API", child=child)
         url = json.loads(http.read_text(encoding="utf-8"))["url"]
         device = Device(name, child, url)
-        wait_for(lambda: device.get("/v1/status"), f"{name}'s status", child=child)
+        wait_for(lambda: device.answers() or None, f"{name} to answer", child=child)
         return device
 
     def _device_config(self, name: str) -> Path:

@@ -80,6 +80,7 @@ class Watched:
     passes: list[float] = field(default_factory=list)
     alarms: list[int] = field(default_factory=list)
     shifts: dict[str, int] = field(default_factory=dict)
+    adapted: dict[str, int] = field(default_factory=dict)
     probed: dict[int, list[tuple[str, float]]] = field(default_factory=dict)
     _late: deque[tuple[str, int]] = field(default_factory=deque)
 
@@ -167,8 +168,9 @@ class Watched:
         return kept
 
     def false_alarms(self) -> int:
-        """Alarms that are not the first after a shift."""
-        return len(self.alarms) - sum(self.delay(what) is not None for what in self.shifts)
+        """Alarms while the world was one that the device knew."""
+        shifted = [(at, self.adapted.get(what, at)) for what, at in self.shifts.items()]
+        return sum(not any(begin < a <= end for begin, end in shifted) for a in self.alarms)
 
     def _note(self, answer: dict[str, Any], label: int) -> None:
         correct = answer["label"] == str(label)
@@ -189,8 +191,9 @@ class Watched:
         alarm = status["last_alarm"]
         if alarm is not None and alarm["seq"] not in self.alarms:
             # The journal numbers samples from 1, in the order they were sent.
+            if not self.alarms or self.alarms[-1] <= max(self.shifts.values(), default=0):
+                self.track.events.append((alarm["seq"], "alarm"))
             self.alarms.append(alarm["seq"])
-            self.track.events.append((alarm["seq"], "alarm"))
         return status
 
     def _generation_is(self, number: int) -> None:

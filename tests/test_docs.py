@@ -1,0 +1,61 @@
+"""What the documentation says is what is there."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from adapter_store.cli import driftkeel
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _update_readme() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "update_readme", ROOT / "tools" / "update_readme.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readmes_numbers_are_those_of_the_report() -> None:
+    report = json.loads((ROOT / "docs/demo/report.json").read_text(encoding="utf-8"))
+    assert _update_readme().readme_table(report) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_report_is_of_a_whole_demo() -> None:
+    report = json.loads((ROOT / "docs/demo/report.json").read_text(encoding="utf-8"))
+    assert report["steps"]
+    assert all(step["ok"] for step in report["steps"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_command_in_the_documentation_exists() -> None:
+    context = click.Context(driftkeel)
+    known = set(driftkeel.list_commands(context))
+    for page in PAGES:
+        for block in re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for name in re.findall(r"^(?:\$ )?driftkeel ([a-z]+)", block, re.MULTILINE):
+                assert name in known, f"{page.name} names `driftkeel {name}`"
+
+
+def test_every_command_explains_itself() -> None:
+    context = click.Context(driftkeel)
+    for name in driftkeel.list_commands(context):
+        command = driftkeel.get_command(context, name)
+        assert command is not None
+        assert command.help, name
