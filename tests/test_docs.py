@@ -59,3 +59,13 @@ def test_every_command_explains_itself() -> None:
         command = driftkeel.get_command(context, name)
         assert command is not None
         assert command.help, name
+
+
+def test_the_example_of_an_own_encoder_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs/encoders.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/encoders.md", "exec"), {"__name__": "example"})  # noqa: S102
+    assert re.fullmatch(r"[0-9a-f]{64}\n", capsys.readouterr().out)
