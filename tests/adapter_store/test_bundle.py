@@ -1,5 +1,6 @@
 """What was packed comes back; everything else is refused by name, before anything is allocated."""
 
+import contextlib
 import hashlib
 import json
 import struct
@@ -253,7 +254,7 @@ def test_manifest_numbers_that_are_not_finite_are_refused(adapted, fields) -> No
     "label", ["dog\x1b[2J", "dog\n", "\u202edog", "d\x00g", "x" * 201, "", " dog", "dog\u2028"]
 )
 def test_a_label_that_cannot_be_shown_is_refused(packed, label) -> None:
-    with pytest.raises(InvalidManifestError, match="label|expected") as caught:
+    with pytest.raises(InvalidManifestError, match=r"label|expected") as caught:
         unpack(repacked(packed, manifest={"labels": ["cat", label]}))
     assert str(caught.value).isprintable()
 
@@ -311,7 +312,7 @@ def test_parts_that_contradict_each_other_are_refused(packed, drop, arrays) -> N
 
 @pytest.mark.parametrize("labels", [["cat"], ["dog", "cat"], ["cat", "cat"]])
 def test_statistics_of_other_classes_than_the_manifests_are_refused(packed, labels) -> None:
-    with pytest.raises(CorruptBundleError, match="label|class|mean|count"):
+    with pytest.raises(CorruptBundleError, match=r"label|class|mean|count"):
         unpack(repacked(packed, manifest={"labels": labels}))
 
 
@@ -334,9 +335,7 @@ def test_random_changes_are_never_anything_but_refused(packed, data) -> None:
 
 
 @given(data=st.data())
-def test_random_headers_with_an_honest_length_are_raise_nothing_but_bundle_errors(
-    packed, data
-) -> None:
+def test_random_headers_with_an_honest_length_raise_nothing_but_bundle_errors(packed, data) -> None:
     (length,) = struct.unpack("<Q", packed[:8])
     header = bytearray(packed[8 : 8 + length])
     for _ in range(data.draw(st.integers(1, 3))):
@@ -345,10 +344,8 @@ def test_random_headers_with_an_honest_length_are_raise_nothing_but_bundle_error
             st.sampled_from([b"", b"null", b"[]", b"1e999", b'"', b"-1", b"}", b"\xff", b"\\ud800"])
         )
     forged = struct.pack("<Q", len(header)) + bytes(header) + packed[8 + length :]
-    try:
+    with contextlib.suppress(BundleError):
         unpack(forged)
-    except BundleError:
-        pass
 
 
 @given(
@@ -367,10 +364,8 @@ def test_random_headers_with_an_honest_length_are_raise_nothing_but_bundle_error
 def test_random_manifests_with_an_honest_checksum_only_raise_bundle_errors(
     packed, manifest
 ) -> None:
-    try:
+    with contextlib.suppress(BundleError):
         unpack(repacked(packed, manifest=manifest))
-    except BundleError:
-        pass
 
 
 # Fitting an encoder ------------------------------------------------------------------------------
@@ -404,7 +399,7 @@ def test_a_bundle_that_does_not_fit_the_encoders_sites_is_refused(
 
 
 def test_tensors_of_another_rank_than_declared_are_refused(adapted, interface) -> None:
-    with pytest.raises(WrongEncoderError, match="blocks.0.mlp/down"):
+    with pytest.raises(WrongEncoderError, match=r"blocks\.0\.mlp/down"):
         check_compatible(changed(adapted, rank=3), interface)
     with pytest.raises(WrongEncoderError):
         check_compatible(changed(adapted, sites=("blocks.0.mlp",)), interface)

@@ -161,8 +161,9 @@ def test_half_written_generations_and_pointers_are_removed_at_the_next_start(
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_disk_that_fails_while_creating_leaves_nothing(
-    tmp_path, store, blobs, disk, contents, code
+    tmp_path, store, disk, contents, code
 ) -> None:
+    blobs = BlobStore(tmp_path / "blobs")
     make(store, blobs, "one")
     store.activate(1)
     blobs.put(b"two")

@@ -81,7 +81,7 @@ def test_another_catalogues_statement_is_refused(tmp_path, key, statement) -> No
 
 @pytest.mark.parametrize("public_key", ["", "not base64!", "AAAA", "ключ"])
 def test_a_key_that_is_none_is_named(key, statement, public_key) -> None:
-    with pytest.raises(TrustError, match="catalogue.public_key is not"):
+    with pytest.raises(TrustError, match=r"catalogue\.public_key is not"):
         verify_statement(*key.sign(statement), public_key)
 
 
