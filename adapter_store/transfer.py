@@ -1,9 +1,9 @@
 """Chunked transfer of one bundle, as two pure state machines: who asks, and who answers.
 
 The receiver drives: it asks for ranges (`Get`), takes chunks in any order and any number of times,
-asks again for what did not come, and stops on `Missing`. Both directions use it: a device pulls
-from the catalogue, and the catalogue pulls what a device offers. No clock, socket or file here;
-`adapter_store.partial` keeps the bytes.
+asks again for what did not come, and stops on `Missing`; it never gives up by itself. Both
+directions use it: a device pulls from the catalogue, and the catalogue pulls what a device offers.
+No clock, socket or file here; `adapter_store.partial` keeps the bytes.
 
 Sketch of a receiver's use::
 
@@ -32,7 +32,6 @@ DEFAULT_CHUNK_BYTES: Final = 64 * 1024
 MAX_TRANSFER_BYTES: Final = 64 * 1024 * 1024
 _TIMEOUT_S: Final = 2.0
 _MAX_TIMEOUT_S: Final = 60.0
-_MAX_ATTEMPTS: Final = 10
 
 
 @dataclass(slots=True)
@@ -62,7 +61,6 @@ class Receiver:
         window: Chunks asked for and not yet here, at most.
         timeout_s: Shortest wait before asking again; it grows with the round trips measured, and
             doubles with each attempt.
-        max_attempts: A chunk asked for this often without an answer ends the transfer.
         max_size_bytes: Refuse anything larger.
 
     Raises:
@@ -79,7 +77,6 @@ class Receiver:
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
         window: int = 4,
         timeout_s: float = _TIMEOUT_S,
-        max_attempts: int = _MAX_ATTEMPTS,
         max_size_bytes: int = MAX_TRANSFER_BYTES,
     ) -> None:
         check_size(digest, size_bytes, max_size_bytes)
@@ -93,7 +90,6 @@ class Receiver:
         self._max_window = self._window = window
         self._min_timeout_s = timeout_s
         self._round_trip_s = 0.0
-        self._max_attempts = max_attempts
         self._rng = rng
         self._asked: dict[int, _Asked] = {}
         self._failed = ""
@@ -129,9 +125,6 @@ class Receiver:
             self._window = max(1, self._window // 2)
         for asked in late:
             asked.again_at = None
-            if asked.attempts >= self._max_attempts:
-                self._failed = f"no answer to {asked.attempts} requests for the same part"
-                return []
         pending = {offset for offset, asked in self._asked.items() if asked.again_at is not None}
         room = max(0, self._window - len(pending))
         idle = (offset for offset in self._wanted if offset not in pending)
@@ -197,7 +190,9 @@ class Receiver:
         return min(self._chunk_bytes, self.size_bytes - offset)
 
     def _timeout_s(self, attempts: int) -> float:
-        patience_s = max(self._min_timeout_s, 3.0 * self._round_trip_s) * 2.0 ** (attempts - 1)
+        patience_s = max(self._min_timeout_s, 3.0 * self._round_trip_s) * 2.0 ** min(
+            attempts - 1, 10
+        )
         return min(_MAX_TIMEOUT_S, patience_s) * self._rng.uniform(1.0, 1.25)
 
 
