@@ -393,11 +393,12 @@ class Agent:
             if not self._journal_problem:
                 log.warning("samples are answered but not journalled: %s", error)
             self._journal_problem = str(error)
-        if alarm is None:
+        # While an episode is open the stream goes on alarming: that is the same shift.
+        if alarm is None or self.protect_since_seq is not None:
             return None
         seq = seqs[alarm.at - before.seen - 1] if seqs else 0
-        self._counters["alarms"] += after.alarms - before.alarms
-        self.metrics.alarms.inc(after.alarms - before.alarms)
+        self._counters["alarms"] += 1
+        self.metrics.alarms.inc()
         self._last_alarm = {"at": self._clock(), "generation": serving.number, "seq": seq}
         log.warning("the input has shifted (generation %d, sample %d)", serving.number, seq)
         return alarm, seq

@@ -107,12 +107,17 @@ def run(config: Config) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    # uvicorn stops on these itself, then raises them again for whoever comes after it.
-    signal.signal(signal.SIGTERM, _ignored)
-    signal.signal(signal.SIGINT, _ignored)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     with _opened(config) as opened:
         conductor = Conductor(opened, config)
         with listening(opened, episodes=opened.state.episodes.list) as (server, sock):
+
+            def stop(_: int, __: FrameType | None) -> None:
+                server.should_exit = True
+
+            # uvicorn takes these over while it runs, and raises them again when it has stopped.
+            signal.signal(signal.SIGTERM, stop)
+            signal.signal(signal.SIGINT, stop)
             host, port = sock.getsockname()[:2]
             serving = opened.serving
             log.info(
@@ -250,7 +255,3 @@ def _loaded(path: Path | None) -> Config:
     if path is None:
         raise click.UsageError("give --config FILE, the agent's TOML file")
     return load_agent_config(path)
-
-
-def _ignored(_: int, __: FrameType | None) -> None:
-    """Let the shutdown in progress go on."""
