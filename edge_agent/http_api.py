@@ -100,6 +100,7 @@ def create_app(agent: Agent, *, episodes: Episodes = list) -> Starlette:
         return _json({"ok": True, "generation": serving.number})
 
     async def metrics(_: Request) -> Response:
+        agent.metrics.outbox_depth.set(await run_in_threadpool(len, agent.state.outbox))
         return Response(agent.metrics.render(), media_type=CONTENT_TYPE)
 
     routes = [

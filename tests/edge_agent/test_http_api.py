@@ -217,6 +217,7 @@ def test_metrics_speak_prometheus(client, install, make_images) -> None:
     assert 'driftkeel_failures_total{status="422"} 1.0' in lines
     assert f"driftkeel_generation {float(number)}" in lines
     assert "driftkeel_passes_count 3.0" in lines
+    assert "driftkeel_outbox_depth 0.0" in lines
 
 
 @pytest.mark.parametrize(
