@@ -44,7 +44,6 @@ class Conductor:
     Args:
         agent: The agent; its generations are changed through here only.
         config: The whole configuration.
-        search_every_s: Seconds between two searches while an episode waits for labels.
         report_every_s: Seconds between two reports when nothing changes.
         trainer_command: The trainer's command line, without the job; the default is this Python's.
         clock: Unix time.
@@ -55,14 +54,12 @@ class Conductor:
         agent: Agent,
         config: Config,
         *,
-        search_every_s: float = 30.0,
         report_every_s: float = 10.0,
         trainer_command: Sequence[str] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._agent = agent
         self._config = config
-        self._search_every_s = search_every_s
         self._report_every_s = report_every_s
         self._clock = clock
         self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -145,7 +142,7 @@ class Conductor:
     def status(self) -> dict[str, Any]:
         """What the device is about to do and what it waits for, as JSON-able values."""
         episode, desired = self._episode, self._desired
-        # While an episode is open the stream goes on alarming: that is the same shift.
+        # The episode is durable; the agent's own memory of the alarm is not.
         opened = {} if episode is None else {"last_alarm": _alarm_of(episode)}
         return {
             **opened,
@@ -301,7 +298,7 @@ class Conductor:
         episode = self._episode
         if episode is not None and episode.open:
             self._apply(episode.number, ev.SearchDue())
-        self._after(self._search_every_s, self._periodic_search)
+        self._after(self._config.search.repeat_s, self._periodic_search)
 
     def _trained(self, outcome: Outcome) -> None:
         episode = self._episode

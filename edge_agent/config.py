@@ -165,11 +165,13 @@ class SearchSection(_Section, frozen=True, kw_only=True):
         limit: Candidates to ask for.
         min_similarity: Candidates less similar to the shifted input than this are not pulled.
         timeout_s: Seconds to wait for the catalogue before going on without it.
+        repeat_s: Seconds between two searches while an episode waits for labels.
     """
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=20)] = 3
     min_similarity: Fraction = 0.5
     timeout_s: PositiveFloat = 30.0
+    repeat_s: PositiveFloat = 30.0
 
 
 class Config(_Section, frozen=True, kw_only=True):

@@ -271,7 +271,8 @@ def test_a_bundle_approved_later_is_found_by_searching_on(  # noqa: PLR0917 (fix
     agent, config, catalogue, install, make_bundle, make_images
 ) -> None:
     install()
-    with running(agent, config, search_every_s=0.1):
+    often = msgspec.structs.replace(config.search, repeat_s=0.1)
+    with running(agent, msgspec.structs.replace(config, search=often)):
         catalogue.report(lambda _: True)
         stream(agent, make_images((3, 4, 5), 30, seed=6)[0])
         catalogue.report(
