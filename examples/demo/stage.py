@@ -22,8 +22,8 @@ from typing import IO, Any, Self, TypeVar
 
 import httpx
 import numpy as np
-from cloud.broker import Broker, start_broker
 
+from cloud.broker import Broker, start_broker
 from examples.demo.digits import Images, Split
 
 T = TypeVar("T")

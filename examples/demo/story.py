@@ -16,7 +16,7 @@ from examples.demo.display import DeviceLine, Display
 from examples.demo.report import Track, versions
 from examples.demo.stage import DemoError, Device, Stage, wait_for
 
-MIN_LABELS = 100
+MIN_LABELS = 120
 CALM_SAMPLES = 160
 SAMPLES_BEFORE_ADAPTING = 150
 SAMPLES_AFTER_ADAPTING = 150
