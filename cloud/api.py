@@ -1,15 +1,21 @@
 """The operators' HTTP API: what the shell speaks. JSON, a bearer token, the loopback address.
 
-Every change takes the operator's name from the ``X-Operator`` header into the audit log.
+Every change takes the operator's name from the ``X-Operator`` header (percent-encoded) into the
+audit log. An error is ``{"error": "..."}`` with 400 (the request is wrong), 401 (no or a wrong
+token), 404 (no such thing), 409 (not possible) or 503 (the catalogue's disk or database fails).
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import json
+import logging
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -18,221 +24,237 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from adapter_store import wire
-from cloud.catalogue import APPROVED, QUARANTINED, RETIRED, Catalogue
-from cloud.errors import CatalogueError, ConflictError, NotFoundError
+from adapter_store.errors import StoreError
+from cloud.errors import ConflictError, NotFoundError, RequestError
+from cloud.operators import LONGEST_WAIT_S, Operators
+from cloud.store import Store
 
-_STATUS_OF = {"approve": APPROVED, "quarantine": QUARANTINED, "retire": RETIRED}
-_LONGEST_WAIT_S = 60.0
+_MAX_BODY_BYTES: Final = 16 * 1024
+_LOOK_EVERY_S: Final = 0.05
+_LOG_AT_ONCE: Final = 10_000
+_STEER: Final = ("rollback", "pin", "unpin")
+_JUDGE: Final = ("approve", "quarantine", "retire")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+log = logging.getLogger(__name__)
 
 
-class Health(Protocol):
-    """What the health and metrics endpoints ask of the service."""
-
-    counters: Any
-    catalogue: Catalogue
+class Connection(Protocol):
+    """What the health and metrics endpoints ask of the devices' side."""
 
     @property
     def connected(self) -> bool:
         """Whether the broker can be reached."""
 
-
-@dataclass(frozen=True)
-class Operators:
-    """What operators can do; the parts that wait for a device are here."""
-
-    catalogue: Catalogue
-    send: Callable[[str, wire.DownMessage], bool]
-    wait_applied: Callable[[str, int, float], dict[str, Any] | None]
-
-    def want(
-        self, who: str, action: str, name: str, to: int | None, wait_s: float
-    ) -> dict[str, Any]:
-        """Change what is wanted of a device, tell it, and wait for its report.
-
-        Raises:
-            CatalogueError: It is not possible.
-        """
-        begun = time.monotonic()
-        before = (self.catalogue.device(name)["reported"] or {}).get("generation")
-        match action:
-            case "rollback":
-                device, desired = self.catalogue.roll_back(who, name, to)
-            case "pin":
-                device, desired = self.catalogue.pin(who, name)
-            case _:
-                device, desired = self.catalogue.unpin(who, name)
-        self.send(name, desired)
-        report = self.wait_applied(name, desired.version, min(wait_s, _LONGEST_WAIT_S))
-        seconds = time.monotonic() - begun
-        return {
-            "device": name,
-            "action": action,
-            "was": before,
-            "desired": device["desired"],
-            "confirmed": report is not None,
-            "confirmed_s": round(seconds, 4) if report is not None else None,
-            "generation": None if report is None else report["generation"],
-            "problem": "" if report is None else report.get("problem", ""),
-            "message": _outcome(name, before, desired, report, seconds),
-        }
+    def statistics(self) -> Mapping[str, int]:
+        """What was counted since the start, by kind."""
 
 
-def make_api(operators: Operators, service: Health, token: str) -> Starlette:
+def make_api(operators: Operators, store: Store, connection: Connection, token: str) -> Starlette:
     """The ASGI application.
 
     Args:
         operators: What operators can do.
-        service: Who is asked for health and metrics.
+        store: Watched for changes.
+        connection: Asked for health and metrics.
         token: What every request must present, except for health and metrics.
     """
-    catalogue = operators.catalogue
+    looking, open_to_all = _Looking(operators, store), _Monitoring(operators, connection)
 
-    async def devices(_: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(catalogue.devices))
-
-    async def device(request: Request) -> Response:
-        name = request.path_params["name"]
-        return JSONResponse(await run_in_threadpool(catalogue.device, name))
-
-    async def want(request: Request) -> Response:
-        body = await _body(request)
-        to = body.get("to")
-        if to is not None and (type(to) is not int or to < 0):
-            raise ConflictError(f"'to' must be the number of a generation, not {to!r}")
-        result = await run_in_threadpool(
-            operators.want,
-            _operator(request),
-            request.path_params["action"],
-            request.path_params["name"],
-            to,
-            float(body.get("wait_s", 10.0)),
-        )
-        return JSONResponse(result)
-
-    async def adapters(request: Request) -> Response:
-        status = request.query_params.get("status")
-        return JSONResponse(await run_in_threadpool(catalogue.adapters, status))
-
-    async def adapter(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(catalogue.adapter, request.path_params["id"]))
-
-    async def judge(request: Request) -> Response:
-        body = await _body(request)
-        result = await run_in_threadpool(
-            catalogue.set_status,
-            _operator(request),
-            request.path_params["id"],
-            _STATUS_OF[request.path_params["action"]],
-            str(body.get("reason", "")),
-        )
-        return JSONResponse(result)
-
-    async def log(request: Request) -> Response:
-        numbers = {k: _number(request, k, d) for k, d in (("limit", 50), ("after", 0))}
-        return JSONResponse(await run_in_threadpool(lambda: catalogue.log(**numbers)))
-
-    async def health(_: Request) -> Response:
-        return JSONResponse({"ok": True, "broker_connected": service.connected})
-
-    async def metrics(_: Request) -> Response:
-        values = await run_in_threadpool(catalogue.counts)
-        values |= {"broker_connected": int(service.connected)}
-        lines = [f"driftkeel_catalogue_{name} {value}" for name, value in values.items()]
-        lines += [
-            f'driftkeel_catalogue_events_total{{kind="{kind}"}} {count}'
-            for kind, count in sorted(service.counters.items())
-        ]
-        return PlainTextResponse("\n".join(lines) + "\n")
-
-    def guarded(endpoint: Callable[[Request], Any]) -> Callable[[Request], Any]:
+    def guarded(path: str, endpoint: Endpoint, method: str = "GET") -> Route:
         async def checked(request: Request) -> Response:
-            presented = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(presented.encode(), token.encode()):
+            scheme, _, presented = request.headers.get("authorization", "").partition(" ")
+            right = hmac.compare_digest(presented.strip().encode(), token.encode())
+            if scheme.lower() != "bearer" or not right:
+                log.warning("a request for %s had no operator token, or a wrong one", request.url)
                 raise HTTPException(401, "the operator token is missing or wrong")
-            response: Response = await endpoint(request)
-            return response
+            return await endpoint(request)
 
-        return checked
+        return Route(path, checked, methods=[method])
 
-    routes = [
-        Route("/healthz", health),
-        Route("/metrics", metrics),
-        Route("/v1/devices", guarded(devices)),
-        Route("/v1/devices/{name}", guarded(device)),
-        Route("/v1/adapters", guarded(adapters)),
-        Route("/v1/adapters/{id}", guarded(adapter)),
-        Route("/v1/log", guarded(log)),
-        *_actions("/v1/devices/{name}", ("rollback", "pin", "unpin"), guarded(want)),
-        *_actions("/v1/adapters/{id}", tuple(_STATUS_OF), guarded(judge)),
-    ]
     return Starlette(
-        routes=routes,
-        exception_handlers={CatalogueError: _refused, HTTPException: _http_error},
+        routes=[
+            Route("/healthz", open_to_all.health),
+            Route("/metrics", open_to_all.metrics),
+            guarded("/v1/devices", looking.devices),
+            guarded("/v1/devices/{name}", looking.device),
+            guarded("/v1/adapters", looking.adapters),
+            guarded("/v1/adapters/{id}", looking.adapter),
+            guarded("/v1/log", looking.audit_log),
+            guarded("/v1/events", looking.events),
+            *(
+                guarded(f"/v1/devices/{{name}}/{action}", _steer(operators, action), "POST")
+                for action in _STEER
+            ),
+            *(
+                guarded(f"/v1/adapters/{{id}}/{action}", _judge(operators, action), "POST")
+                for action in _JUDGE
+            ),
+        ],
+        exception_handlers={
+            RequestError: _answer(400),
+            NotFoundError: _answer(404),
+            ConflictError: _answer(409),
+            StoreError: _answer(503),
+            HTTPException: _http_error,
+            Exception: _unexpected,
+        },
     )
 
 
-def _actions(
-    path: str, actions: tuple[str, ...], endpoint: Callable[[Request], Any]
-) -> list[Route]:
-    def named(action: str) -> Callable[[Request], Any]:
-        async def call(request: Request) -> Response:
-            request.path_params["action"] = action
-            response: Response = await endpoint(request)
-            return response
+class _Looking:
+    """The endpoints that change nothing."""
 
-        return call
+    def __init__(self, operators: Operators, store: Store) -> None:
+        self._operators = operators
+        self._store = store
 
-    return [Route(f"{path}/{action}", named(action), methods=["POST"]) for action in actions]
+    async def devices(self, _: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(self._operators.devices))
+
+    async def device(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        return JSONResponse(await run_in_threadpool(self._operators.device, name))
+
+    async def adapters(self, request: Request) -> Response:
+        status = request.query_params.get("status")
+        return JSONResponse(await run_in_threadpool(self._operators.adapters, status))
+
+    async def adapter(self, request: Request) -> Response:
+        prefix = request.path_params["id"]
+        return JSONResponse(await run_in_threadpool(self._operators.adapter, prefix))
+
+    async def audit_log(self, request: Request) -> Response:
+        limit, after = _number(request, "limit", 50), _number(request, "after", 0)
+        entries = await run_in_threadpool(self._operators.log, min(limit, _LOG_AT_ONCE), after)
+        return JSONResponse(entries)
+
+    async def events(self, request: Request) -> Response:
+        """What there is now, as soon as it is not what it was at ``revision``."""
+        revision, after = _number(request, "revision", 0), _number(request, "after", 0)
+        wait_s = _seconds(request.query_params.get("wait_s", "25"), "wait_s")
+        store, deadline = self._store, time.monotonic() + wait_s
+        while store.revision == revision and not store.closing and time.monotonic() < deadline:
+            # Looked at from the event loop, so that watchers do not use up the threads.
+            await asyncio.sleep(_LOOK_EVERY_S)
+        seen = store.revision
+        entries = await run_in_threadpool(self._operators.log, _LOG_AT_ONCE, after)
+        devices = await run_in_threadpool(self._operators.devices)
+        return JSONResponse({"revision": seen, "devices": devices, "log": entries})
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    raw = await request.body()
+class _Monitoring:
+    """The endpoints that need no token."""
+
+    def __init__(self, operators: Operators, connection: Connection) -> None:
+        self._operators = operators
+        self._connection = connection
+
+    async def health(self, _: Request) -> Response:
+        return JSONResponse({"ok": True, "broker_connected": self._connection.connected})
+
+    async def metrics(self, _: Request) -> Response:
+        counts = await run_in_threadpool(self._operators.counts)
+        lines = []
+        for name, value in {**counts, "broker_connected": int(self._connection.connected)}.items():
+            lines += [f"# TYPE driftkeel_catalogue_{name} gauge"]
+            lines += [f"driftkeel_catalogue_{name} {value}"]
+        lines.append("# TYPE driftkeel_catalogue_events_total counter")
+        lines += [
+            f'driftkeel_catalogue_events_total{{kind="{kind}"}} {count}'
+            for kind, count in sorted(self._connection.statistics().items())
+        ]
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return PlainTextResponse("\n".join(lines) + "\n", media_type=kind)
+
+
+def _steer(operators: Operators, action: str) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        body = await _body(request, "to", "wait_s")
+        to = body.get("to")
+        if to is not None and (type(to) is not int or not 0 <= to < 2**53):
+            raise RequestError(f"'to' must be the number of a generation, not {to!r}")
+        wait_s = _seconds(body.get("wait_s", 10.0), "wait_s")
+        name, who = request.path_params["name"], _operator(request)
+        result = await run_in_threadpool(
+            lambda: operators.steer(who, action, name, to=to, wait_s=wait_s)
+        )
+        return JSONResponse(result)
+
+    return endpoint
+
+
+def _judge(operators: Operators, action: str) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        body = await _body(request, "reason")
+        reason = body.get("reason", "")
+        if not isinstance(reason, str):
+            raise RequestError("'reason' must be text")
+        result = await run_in_threadpool(
+            operators.judge, _operator(request), action, request.path_params["id"], reason
+        )
+        return JSONResponse(result)
+
+    return endpoint
+
+
+async def _body(request: Request, *known: str) -> dict[str, Any]:
+    raw = b""
+    async for part in request.stream():
+        raw += part
+        if len(raw) > _MAX_BODY_BYTES:
+            raise RequestError(f"the request's body is over {_MAX_BODY_BYTES} bytes")
     if not raw:
         return {}
     try:
-        body = await request.json()
-    except ValueError as error:
-        raise ConflictError(f"the request's body is not JSON: {error}") from error
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the request's body is not JSON: {error}") from error
     if not isinstance(body, dict):
-        raise ConflictError("the request's body must be a JSON object")
+        raise RequestError("the request's body must be a JSON object")
+    unknown = sorted(body.keys() - set(known))
+    if unknown:
+        raise RequestError(f"unknown key {unknown[0]!r}; known keys: {', '.join(known)}")
     return body
 
 
 def _operator(request: Request) -> str:
-    return request.headers.get("x-operator", "operator")[:100]
+    return unquote(request.headers.get("x-operator", "")).strip()[:100] or "operator"
 
 
 def _number(request: Request, name: str, default: int) -> int:
     text = request.query_params.get(name, str(default))
-    if not text.isdigit():
-        raise ConflictError(f"{name} must be a number, not {text!r}")
-    return min(int(text), 10_000 if name == "limit" else 2**53)
+    if not (text.isascii() and text.isdigit()):
+        raise RequestError(f"{name!r} must be a number, not {text!r}")
+    return min(int(text[:20]), 2**53)
 
 
-def _outcome(
-    name: str, before: int | None, desired: wire.Desired, report: dict[str, Any] | None, s: float
-) -> str:
-    if report is None:
-        return (
-            f"{name} has not confirmed yet; it is told again when it reports "
-            f"(desired version {desired.version})"
-        )
-    if report.get("problem"):
-        return f"{name} refuses: {report['problem']}"
-    held = ", pinned" if report["pinned"] else ""
-    return (
-        f"{name} runs generation {report['generation']} (was {before}){held}; "
-        f"confirmed in {s:.2f} s"
-    )
+def _seconds(value: object, name: str) -> float:
+    try:
+        seconds = float(value) if isinstance(value, str | int | float) else math.nan
+    except (ValueError, OverflowError):
+        seconds = math.nan
+    if math.isnan(seconds) or seconds < 0:
+        raise RequestError(f"{name!r} must be seconds from 0 to {LONGEST_WAIT_S:g}, not {value!r}")
+    return min(seconds, LONGEST_WAIT_S)
 
 
-def _refused(_: Request, error: Exception) -> Response:
-    code = 404 if isinstance(error, NotFoundError) else 409
-    return JSONResponse({"error": str(error)}, status_code=code)
+def _answer(code: int) -> Callable[[Request, Exception], Response]:
+    def answer(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, status_code=code)
+
+    return answer
 
 
-def _http_error(_: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     code = error.status_code if isinstance(error, HTTPException) else 500
     detail = error.detail if isinstance(error, HTTPException) else str(error)
+    if code == 404:
+        detail = f"there is nothing at {request.url.path}"
     return JSONResponse({"error": detail}, status_code=code)
+
+
+def _unexpected(_: Request, error: Exception) -> Response:
+    # Starlette raises it again after this answer, so that it is in the log with its traceback.
+    return JSONResponse({"error": f"unexpected {type(error).__name__}"}, status_code=500)

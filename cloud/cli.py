@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -14,8 +15,8 @@ from adapter_store.config import load_config
 from adapter_store.errors import ConfigError
 from cloud.config import Config
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_DEFAULT_URL = "http://127.0.0.1:8790"
+_FILE: Final = click.Path(dir_okay=False, path_type=Path)
+_DEFAULT_URL: Final = "http://127.0.0.1:8790"
 
 
 @click.group(invoke_without_command=True)
@@ -26,14 +27,13 @@ def catalogue(context: click.Context, config_path: Path | None) -> None:
     if context.invoked_subcommand is not None:
         context.obj = config_path
         return
-    if config_path is None:
-        raise click.UsageError("--config FILE is missing")
-    from cloud.service import run  # noqa: PLC0415 - `public-key` needs no server
+    from cloud.service import run  # noqa: PLC0415 - `--help` must not wait for it
 
+    config = _load(config_path)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # Alembic tells of every start at this level.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    run(load_config(config_path, Config))
+    run(config, announce=_announce)
 
 
 @catalogue.command("public-key")
@@ -43,10 +43,7 @@ def public_key(outer: Path | None, config_path: Path | None) -> None:
     """Print the key that devices are configured with; it is made if there is none yet."""
     from cloud.service import open_key  # noqa: PLC0415 - see above
 
-    path = config_path or outer
-    if path is None:
-        raise click.UsageError("--config FILE is missing")
-    click.echo(open_key(load_config(path, Config)).public_key)
+    click.echo(open_key(_load(config_path or outer)).public_key)
 
 
 @click.command()
@@ -60,7 +57,7 @@ def public_key(outer: Path | None, config_path: Path | None) -> None:
 )
 @click.option("--operator", help="Your name in the audit log.  [default: your login]")
 @click.option("-c", "lines", multiple=True, metavar="COMMAND", help="Run this and end. Repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one document a command.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one document a line.")
 def shell(
     config_path: Path | None,
     url: str | None,
@@ -70,23 +67,40 @@ def shell(
     *,
     as_json: bool,
 ) -> None:
-    """Operate the fleet: approve adapters, roll devices back. Without -c: interactively."""
+    """Operate the fleet: approve adapters, roll devices back.
+
+    Without -c it is interactive, or reads commands from a pipe. The exit status is 0 when all was
+    done, 1 when something was refused or failed (nothing after it is run), 2 when it is no command.
+    """
     from rich.console import Console  # noqa: PLC0415 - `--help` must not wait for it
 
-    from cloud.shell import Client, Session, interact, run_command  # noqa: PLC0415
+    from cloud.shell import interact, run_command  # noqa: PLC0415
+    from cloud.shell_client import Client  # noqa: PLC0415
+    from cloud.shell_commands import Session  # noqa: PLC0415
 
     address, token = _access(config_path, url, token_file)
     client = Client(address, token, operator or _login())
-    session = Session(client, Console(), as_json=as_json)
-    if not lines and not sys.stdin.isatty():
-        lines = tuple(line.strip() for line in sys.stdin)
-    if lines:
-        for line in lines:
-            status = run_command(session, line)
-            if status:
-                sys.exit(status)
+    session = Session(client, Console(highlight=False), as_json=as_json)
+    if not lines and sys.stdin.isatty():
+        interact(session)
         return
-    interact(session)
+    for line in lines or sys.stdin:
+        if line.strip() in ("quit", "exit"):
+            return
+        status = run_command(session, line)
+        if status:
+            sys.exit(status)
+
+
+def _load(path: Path | None) -> Config:
+    if path is None:
+        raise click.UsageError("--config FILE is missing")
+    return load_config(path, Config)
+
+
+def _announce(line: str) -> None:
+    click.echo(line)
+    sys.stdout.flush()
 
 
 def _access(config_path: Path | None, url: str | None, token_file: Path | None) -> tuple[str, str]:
@@ -98,22 +112,30 @@ def _access(config_path: Path | None, url: str | None, token_file: Path | None) 
     token = ""
     if config_path is not None:
         config = load_config(config_path, Config)
-        token = config.http.token
-        token_file = token_file or config.state_dir / "operator.token"
-        where = config.state_dir / "http.json"
-        if url is None and where.exists():
-            url = json.loads(where.read_text(encoding="utf-8"))["url"]
+        url = url or _address(config)
+        if token_file is None:
+            token, token_file = config.http.token, config.token_file
     if not token:
         if token_file is None:
             raise ConfigError("give --config FILE, or --url and --token-file")
         try:
             token = token_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"cannot read the operator token {token_file}: {error.strerror}; "
+                f"cannot read the operator token {token_file}: {error}; "
                 "the catalogue writes it when it starts"
             ) from error
     return url or _DEFAULT_URL, token
+
+
+def _address(config: Config) -> str | None:
+    """Where the catalogue of this configuration listens; None when that cannot be known."""
+    try:
+        where: str = json.loads(config.address_file.read_text(encoding="utf-8"))["url"]
+    except (OSError, ValueError, KeyError, TypeError):
+        port = config.http.port
+        return f"http://{config.http.host}:{port}" if port else None
+    return where
 
 
 def _login() -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class CatalogueSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -18,12 +19,14 @@ class CatalogueSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         database_url: An SQLAlchemy URL; empty for SQLite in ``state_dir``.
         min_similarity: Candidates less similar than this (0 to 1) are not offered to a device.
         max_bundle_bytes: Larger uploads are refused.
+        max_uploads: Devices that upload at the same time; the others wait for their turn.
     """
 
-    state_dir: str
+    state_dir: Text
     database_url: str = ""
     min_similarity: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
-    max_bundle_bytes: Annotated[int, msgspec.Meta(ge=1)] = 16 * 1024 * 1024
+    max_bundle_bytes: Annotated[int, msgspec.Meta(ge=1, le=64 * 1024 * 1024)] = 16 * 1024 * 1024
+    max_uploads: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8
 
 
 class MqttSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -37,8 +40,8 @@ class MqttSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         keepalive_s: Seconds between signs of life.
     """
 
-    host: str
-    port: Port = 1883
+    host: Text
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
     username: str = ""
     password: str = ""
     keepalive_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 30
@@ -54,7 +57,7 @@ class HttpSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             in ``state_dir/operator.token``.
     """
 
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: Port = 8790
     token: str = ""
 
@@ -75,3 +78,13 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     def database_url(self) -> str:
         """The database's URL, the default filled in."""
         return self.catalogue.database_url or f"sqlite:///{self.state_dir / 'catalogue.db'}"
+
+    @property
+    def address_file(self) -> Path:
+        """The file that names where the operators' API listens, while it does."""
+        return self.state_dir / "http.json"
+
+    @property
+    def token_file(self) -> Path:
+        """The file with the operator token, unless it is in the configuration."""
+        return self.state_dir / "operator.token"

@@ -21,10 +21,11 @@ class DeviceRow(CatalogueBase):
     online: Mapped[bool] = mapped_column(Boolean, default=False)
     first_seen: Mapped[float] = mapped_column(Float)
     last_seen: Mapped[float] = mapped_column(Float)
-    desired_version: Mapped[int] = mapped_column(Integer, default=0)
-    desired_generation: Mapped[int | None] = mapped_column(Integer)
+    desired_version: Mapped[int] = mapped_column(BigInteger, default=0)
+    desired_generation: Mapped[int | None] = mapped_column(BigInteger)
     desired_pinned: Mapped[bool] = mapped_column(Boolean, default=False)
     report_sequence: Mapped[int] = mapped_column(BigInteger, default=0)
+    reported_at: Mapped[float] = mapped_column(Float, default=0.0)
     report: Mapped[str | None] = mapped_column(Text)
 
 
@@ -36,7 +37,7 @@ class BundleRow(CatalogueBase):
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
     size_bytes: Mapped[int] = mapped_column(Integer)
     encoder: Mapped[str] = mapped_column(String(64), index=True)
-    family: Mapped[str] = mapped_column(String(64))
+    family: Mapped[str] = mapped_column(String(200))
     status: Mapped[str] = mapped_column(String(16), index=True)
     uploaded_by: Mapped[str] = mapped_column(String(64))
     uploaded_at: Mapped[float] = mapped_column(Float)
@@ -47,13 +48,14 @@ class BundleRow(CatalogueBase):
 
 
 class UploadRow(CatalogueBase):
-    """One upload under way."""
+    """One bundle that a device offered and that is not here whole yet."""
 
     __tablename__ = "uploads"
 
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
     device: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int] = mapped_column(Integer)
+    offered_at: Mapped[float] = mapped_column(Float)
 
 
 class AuditRow(CatalogueBase):

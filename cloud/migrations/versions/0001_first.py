@@ -18,10 +18,11 @@ def upgrade() -> None:
         sa.Column("online", sa.Boolean(), nullable=False),
         sa.Column("first_seen", sa.Float(), nullable=False),
         sa.Column("last_seen", sa.Float(), nullable=False),
-        sa.Column("desired_version", sa.Integer(), nullable=False),
-        sa.Column("desired_generation", sa.Integer()),
+        sa.Column("desired_version", sa.BigInteger(), nullable=False),
+        sa.Column("desired_generation", sa.BigInteger()),
         sa.Column("desired_pinned", sa.Boolean(), nullable=False),
         sa.Column("report_sequence", sa.BigInteger(), nullable=False),
+        sa.Column("reported_at", sa.Float(), nullable=False),
         sa.Column("report", sa.Text()),
     )
     op.create_table(
@@ -29,7 +30,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.String(64), primary_key=True),
         sa.Column("size_bytes", sa.Integer(), nullable=False),
         sa.Column("encoder", sa.String(64), nullable=False),
-        sa.Column("family", sa.String(64), nullable=False),
+        sa.Column("family", sa.String(200), nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("uploaded_by", sa.String(64), nullable=False),
         sa.Column("uploaded_at", sa.Float(), nullable=False),
@@ -45,6 +46,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.String(64), primary_key=True),
         sa.Column("device", sa.String(64), nullable=False),
         sa.Column("size_bytes", sa.Integer(), nullable=False),
+        sa.Column("offered_at", sa.Float(), nullable=False),
     )
     op.create_table(
         "audit",
