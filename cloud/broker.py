@@ -28,6 +28,8 @@ CATALOGUE: Final = "catalogue"
 _KIND_VARIABLE: Final = "DRIFTKEEL_BROKER"
 _START_TIMEOUT_S: Final = 15.0
 _PORT_ATTEMPTS: Final = 5
+# Fixed header, topic and packet id, generously.
+_HEADER_BYTES: Final = 1024
 
 
 class BrokerError(StoreError):
@@ -185,7 +187,7 @@ def _mosquitto(directory: Path, users: Mapping[str, str], port: int) -> list[str
         "set_tcp_nodelay true",
         # Its default drops messages without a word after a thousand.
         "max_queued_messages 0",
-        f"message_size_limit {wire.MAX_MESSAGE_BYTES}",
+        f"max_packet_size {wire.MAX_MESSAGE_BYTES + _HEADER_BYTES}",
         "persistence false",
         # Started by root it would become another user and could not read its own files.
         *(["user root"] if os.geteuid() == 0 else []),

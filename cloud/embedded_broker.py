@@ -1,9 +1,8 @@
 """A minimal MQTT 3.1.1 broker, for trying Driftkeel where mosquitto cannot be installed.
 
 Not for production: loopback only, no TLS, nothing on disk, clean sessions only, no redelivery. QoS
-0 and 1, accounts with access rules, retained messages, last wills (of silent peers too), takeover
-of a client id by its own user only. Run by `cloud.broker` as
-``python -m cloud.embedded_broker PORT ACCOUNTS.json``; why it exists: decision 0001.
+0 and 1, accounts with access rules, retained messages, last wills, takeover of a client id by its
+own user only. Run by `cloud.broker`; why it exists: docs/decisions/0001.
 """
 
 from __future__ import annotations
