@@ -10,6 +10,7 @@ import click
 import pytest
 
 from adapter_store.cli import driftkeel
+from exporter.package import default_encoder_package
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -35,6 +36,14 @@ def test_the_report_is_of_a_whole_demo() -> None:
     report = json.loads((ROOT / "docs/demo/report.json").read_text(encoding="utf-8"))
     assert report["steps"]
     assert all(step["ok"] for step in report["steps"])
+
+
+def test_the_model_cards_numbers_are_those_of_the_benchmark_on_the_shipped_encoder() -> None:
+    result = json.loads((ROOT / "benchmarks/results/default_encoder.json").read_text("utf-8"))
+    shares = (f"{100 * result['accuracy'][name]:.1f} %" for name in ("cifar100_small", "digits"))
+    row = f"| default encoder, 64 px | {' | '.join(shares)} |"
+    assert row in (ROOT / "docs/default-encoder.md").read_text("utf-8")
+    assert result["encoder"]["digest"] == default_encoder_package().digest
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

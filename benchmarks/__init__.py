@@ -1,0 +1,1 @@
+"""One file a claim; each writes its results, with machine, versions and seed, to `results/`."""
