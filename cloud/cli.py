@@ -11,7 +11,6 @@ from typing import Final
 
 import click
 
-from adapter_store.config import load_config
 from adapter_store.errors import ConfigError
 from cloud.config import Config
 
@@ -95,7 +94,7 @@ def shell(
 def _load(path: Path | None) -> Config:
     if path is None:
         raise click.UsageError("--config FILE is missing")
-    return load_config(path, Config)
+    return Config.load(path)
 
 
 def _announce(line: str) -> None:
@@ -111,7 +110,7 @@ def _access(config_path: Path | None, url: str | None, token_file: Path | None) 
     """
     token = ""
     if config_path is not None:
-        config = load_config(config_path, Config)
+        config = Config.load(config_path)
         url = url or _address(config)
         if token_file is None:
             token, token_file = config.http.token, config.token_file

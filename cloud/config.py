@@ -7,6 +7,8 @@ from typing import Annotated
 
 import msgspec
 
+from adapter_store.config import load_config
+
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -15,7 +17,8 @@ class CatalogueSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """``[catalogue]``: where things are kept.
 
     Attributes:
-        state_dir: Bundles, keys, uploads under way, and the database unless it is elsewhere.
+        state_dir: Bundles, keys, uploads under way, and the database unless it is elsewhere. A
+            relative path starts at the file's folder.
         database_url: An SQLAlchemy URL; empty for SQLite in ``state_dir``.
         min_similarity: Candidates less similar than this (0 to 1) are not offered to a device.
         max_bundle_bytes: Larger uploads are refused.
@@ -68,6 +71,18 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     catalogue: CatalogueSection
     mqtt: MqttSection
     http: HttpSection = HttpSection()
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Read the file.
+
+        Raises:
+            ConfigError: It cannot be read, or a key is unknown, missing or wrong.
+        """
+        config = load_config(path, cls)
+        state_dir = str((path.absolute().parent / config.catalogue.state_dir).resolve())
+        catalogue = msgspec.structs.replace(config.catalogue, state_dir=state_dir)
+        return msgspec.structs.replace(config, catalogue=catalogue)
 
     @property
     def state_dir(self) -> Path:

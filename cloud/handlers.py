@@ -184,7 +184,7 @@ class Handlers:
         excluded = set(message.exclude)
         hits: list[tuple[float, str, bytes, bytes]] = []
         with self._store.reading() as session:
-            for digest, packed, statement, signed in session.execute(query).tuples():
+            for digest, packed, statement, signed in session.execute(query):
                 if digest in excluded or statement is None or signed is None:
                     continue
                 try:

@@ -102,7 +102,7 @@ class Operators:
         by_status = select(BundleRow.status, func.count()).group_by(BundleRow.status)
         online = select(func.count()).select_from(DeviceRow).where(DeviceRow.online)
         with self._store.reading() as session:
-            adapters = dict(session.execute(by_status).tuples().all())
+            adapters = dict(iter(session.execute(by_status)))
             return {
                 "devices": session.scalar(select(func.count()).select_from(DeviceRow)) or 0,
                 "devices_online": session.scalar(online) or 0,

@@ -87,8 +87,10 @@ class Uploads:
         self._rng = random.Random()
         self.counters: Counter[str] = Counter()
         with store.reading() as session:
-            rows = list(session.scalars(select(UploadRow).order_by(UploadRow.offered_at)))
-        self._all = {row.digest: _Upload(row.device, row.digest, row.size_bytes) for row in rows}
+            self._all = {
+                row.digest: _Upload(row.device, row.digest, row.size_bytes)
+                for row in session.scalars(select(UploadRow).order_by(UploadRow.offered_at))
+            }
         sweep(incoming, keep=self._all.keys())
 
     def progress(self) -> list[dict[str, object]]:
@@ -261,7 +263,8 @@ class Uploads:
         if not made_for(bundle.signature, encoder):
             raise CorruptBundleError("bundle's signature was made for another encoder")
         with self._store.reading() as session:
-            known = dict(session.execute(select(DeviceRow.name, DeviceRow.encoder)).tuples().all())
+            rows = session.execute(select(DeviceRow.name, DeviceRow.encoder))
+            known = dict(iter(rows))
         # An empty one means that the device came before this database: it cannot be said.
         if known.get(upload.device) and encoder not in known.values():
             raise WrongEncoderError(
