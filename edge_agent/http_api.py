@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from adapter_store.errors import DiskFullError, StoreError, UnknownSampleError
+from adapter_store.errors import DiskFullError, LabelError, StoreError, UnknownSampleError
 from edge_agent.agent import Agent
 from edge_agent.errors import AgentError, NoGenerationError
 from edge_agent.metrics import CONTENT_TYPE
@@ -233,7 +233,7 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 def _status_of(error: DriftkeelError) -> int:
-    if isinstance(error, PreprocessError):
+    if isinstance(error, PreprocessError | LabelError):
         return 422
     if isinstance(error, UnknownSampleError):
         return 404

@@ -1,4 +1,4 @@
-"""Put the results of a demo run into the README: `python tools/update_readme.py demo-out`.
+"""Put the results of a demo run into the README: `python -m tools.update_readme demo-out`.
 
 Copies the run's report and picture to `docs/demo/` and rewrites the table between the README's
 markers from that report, so that no number there is typed by hand; a test compares them.

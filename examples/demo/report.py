@@ -16,6 +16,7 @@ from rich.table import Table
 
 mpl.use("Agg")  # no screen is needed
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 _PACKAGES = ("driftkeel", "torch", "onnxruntime", "numpy", "paho-mqtt", "scikit-learn")
 _WINDOW = 25
@@ -106,15 +107,21 @@ def draw(tracks: dict[str, Track], out: Path) -> Path:
         The path of the PNG file.
     """
     figure, axes = plt.subplots(
-        2 * len(tracks), 1, figsize=(11, 3.4 * len(tracks) + 1), height_ratios=[3, 2] * len(tracks)
+        2 * len(tracks),
+        1,
+        figsize=(11, 3.6 * len(tracks)),
+        height_ratios=[3, 2] * len(tracks),
+        layout="constrained",
     )
     for row, (device, track) in enumerate(tracks.items()):
         upper, lower = axes[2 * row], axes[2 * row + 1]
         x = np.arange(len(track.correct))
         upper.plot(x, _rolling(track.correct), color="#2a6f4f", linewidth=1.8)
-        upper.set_ylim(-0.03, 1.09)
+        upper.set_ylim(-0.03, 1.25)
+        upper.set_yticks([0, 0.5, 1])
         upper.set_ylabel(f"accuracy\n(last {_WINDOW})")
         upper.set_title(device, loc="left", fontweight="bold")
+        upper.tick_params(labelbottom=False)
         lower.scatter(x, track.scores, s=5, color="#7a4fa3", alpha=0.6, linewidths=0)
         lower.set_yscale("log")
         lower.set_ylabel("OOD score")
@@ -123,31 +130,25 @@ def draw(tracks: dict[str, Track], out: Path) -> Path:
             here = np.flatnonzero(np.asarray(track.generations) == number)
             for axis in (upper, lower):
                 axis.axvspan(here[0], here[-1] + 1, color=f"C{number}", alpha=0.10, linewidth=0)
-            upper.text(
-                (here[0] + here[-1]) / 2, 0.03, f"generation {number}", ha="center", fontsize=8
-            )
-        for index, (at, what) in enumerate(track.events):
+            _label(upper, f"generation {number} serves", (int(here[0]) + 4, 0.10), "#34495e")
+        for at, what in track.events:
             shift = what.startswith("shift")
             colour = "#c0392b" if shift else "#34495e"
             for axis in (upper, lower):
                 axis.axvline(at, color=colour, linestyle="-" if shift else "--", linewidth=1)
-            upper.annotate(
-                what,
-                (at, 1.02 - 0.10 * (index % 4)),
-                xytext=(4, 0),
-                textcoords="offset points",
-                fontsize=8,
-                color=colour,
-                va="top",
-            )
+            _label(upper, what, (at + 4, 1.24 if shift else 1.12), colour)
         for axis in (upper, lower):
             axis.set_xlim(0, max(1, len(x)))
             axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
     path = out / "stream.png"
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def _label(axis: Axes, text: str, at: tuple[float, float], colour: str) -> None:
+    box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+    axis.text(*at, text, fontsize=8, color=colour, va="top", bbox=box)
 
 
 def _rolling(correct: list[bool]) -> list[float]:

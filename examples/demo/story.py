@@ -16,9 +16,9 @@ from examples.demo.display import DeviceLine, Display
 from examples.demo.report import Track, versions
 from examples.demo.stage import DemoError, Device, Stage, wait_for
 
-MIN_LABELS = 120
+MIN_LABELS = 180
 CALM_SAMPLES = 160
-SAMPLES_BEFORE_ADAPTING = 150
+SAMPLES_BEFORE_ADAPTING = 200
 SAMPLES_AFTER_ADAPTING = 150
 LABELS_COME_LATE_BY = 20
 ADAPT_TIMEOUT_S = 120.0
@@ -149,6 +149,7 @@ class Watched:
             child=self.device.child,
             timeout_s=ADAPT_TIMEOUT_S,
         )
+        self.adapted[what] = len(self.track.correct)
         rest = Split(split.images[SAMPLES_BEFORE_ADAPTING:], split.labels[SAMPLES_BEFORE_ADAPTING:])
         self.stream(rest.first(SAMPLES_AFTER_ADAPTING))
         self.flush_labels()
@@ -178,7 +179,7 @@ class Watched:
         self.track.scores.append(answer["ood_score"])
         self.track.generations.append(answer["generation"])
         self.passes.append(answer["passes"])
-        self._generation_is(answer["generation"])
+        self.line.generation = answer["generation"]
         self.line.samples = len(self.track.correct)
         if len(self.track.correct) % 10 == 0:
             self.line.accuracy.append(float(np.mean(self.track.correct[-25:])))
@@ -187,7 +188,7 @@ class Watched:
     def _look(self) -> dict[str, Any]:
         status: dict[str, Any] = self.device.get("/v1/status")
         if status["generation"] is not None:
-            self._generation_is(status["generation"]["number"])
+            self.line.generation = status["generation"]["number"]
         alarm = status["last_alarm"]
         if alarm is not None and alarm["seq"] not in self.alarms:
             # The journal numbers samples from 1, in the order they were sent.
@@ -195,12 +196,6 @@ class Watched:
                 self.track.events.append((alarm["seq"], "alarm"))
             self.alarms.append(alarm["seq"])
         return status
-
-    def _generation_is(self, number: int) -> None:
-        if number != self.line.generation:
-            if self.line.generation:
-                self.track.mark(f"generation {number} serves")
-            self.line.generation = number
 
 
 @dataclass
