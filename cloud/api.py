@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
@@ -231,10 +232,10 @@ def _number(request: Request, name: str, default: int) -> int:
 
 
 def _seconds(value: object, name: str) -> float:
-    try:
-        seconds = float(value) if isinstance(value, str | int | float) else math.nan
-    except (ValueError, OverflowError):
-        seconds = math.nan
+    seconds = math.nan
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            seconds = float(value)
     if math.isnan(seconds) or seconds < 0:
         raise RequestError(f"{name!r} must be seconds from 0 to {LONGEST_WAIT_S:g}, not {value!r}")
     return min(seconds, LONGEST_WAIT_S)
