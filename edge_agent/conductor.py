@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from adapter_store.errors import DiskFullError
 from adapter_store.wire import Desired
 from edge_agent import episode_events as ev
 from edge_agent.agent import Agent
@@ -275,11 +276,13 @@ class Conductor:
         episode = self._episode
         if episode is None or episode.stage not in (Stage.SUSPECTED, Stage.CONFIRMED):
             return
-        p_values = self._agent.state.journal.p_values(since_seq=episode.onset_seq - 1)
-        later = p_values[episode.alarm_seq - episode.onset_seq + 1 :]
-        foreign = sum(p_value <= _FOREIGN_P for p_value in later)
-        self._apply(episode.number, ev.SamplesSeen(len(later), foreign, len(p_values)))
-        self._after(_POLL_SAMPLES_S, self._poll_samples)
+        try:
+            p_values = self._agent.state.journal.p_values(since_seq=episode.onset_seq - 1)
+            later = p_values[episode.alarm_seq - episode.onset_seq + 1 :]
+            foreign = sum(p_value <= _FOREIGN_P for p_value in later)
+            self._apply(episode.number, ev.SamplesSeen(len(later), foreign, len(p_values)))
+        finally:
+            self._after(_POLL_SAMPLES_S, self._poll_samples)
 
     def _labelled(self) -> None:
         """Many labels arrive at once; count them once."""
@@ -296,9 +299,11 @@ class Conductor:
 
     def _periodic_search(self) -> None:
         episode = self._episode
-        if episode is not None and episode.open:
-            self._apply(episode.number, ev.SearchDue())
-        self._after(self._config.search.repeat_s, self._periodic_search)
+        try:
+            if episode is not None and episode.open:
+                self._apply(episode.number, ev.SearchDue())
+        finally:
+            self._after(self._config.search.repeat_s, self._periodic_search)
 
     def _trained(self, outcome: Outcome) -> None:
         episode = self._episode
@@ -321,8 +326,10 @@ class Conductor:
 
     def _desire(self, wanted: Desired) -> None:
         if wanted.version > self._desired.version:
-            self._desired = DesiredState(wanted.version, wanted.generation, wanted.pinned)
-            self._desired.save(self._agent.state)
+            desired = DesiredState(wanted.version, wanted.generation, wanted.pinned)
+            # Taken in once it is durable: what cannot be kept now is told again.
+            desired.save(self._agent.state)
+            self._desired = desired
             self._apply_desired()
         self._report()
 
@@ -333,6 +340,12 @@ class Conductor:
         if wanted.generation is not None and wanted.generation != running:
             try:
                 self._agent.activate(wanted.generation)
+            except (DiskFullError, OSError) as error:
+                problem = f"generation {wanted.generation} cannot be activated yet: {error}"
+                waiting = self._desired = replace(wanted, problem=problem)
+                self._after(RETRY_S, lambda: self._retry_desired(waiting))
+                log.warning("%s", problem)
+                return
             except DriftkeelError as error:
                 problem = f"generation {wanted.generation} cannot be activated: {error}"
                 log.warning("%s", problem)
@@ -341,15 +354,26 @@ class Conductor:
                 self._tell(ev.OperatorChose(wanted.generation))
         self._tell(ev.PinChanged(wanted.pinned))
         self._desired = replace(wanted, applied=True, problem=problem)
-        self._desired.save(self._agent.state)
+        try:
+            self._desired.save(self._agent.state)
+        except (DriftkeelError, OSError) as error:
+            # The next start obeys once more, which changes nothing.
+            log.warning("what was obeyed cannot be noted: %s", error)
+
+    def _retry_desired(self, waiting: DesiredState) -> None:
+        if self._desired is waiting:
+            self._apply_desired()
+            self._report()
 
     def _tell(self, event: ev.Event) -> None:
         if self._episode is not None:
             self._apply(self._episode.number, event)
 
     def _periodic_report(self) -> None:
-        self._report()
-        self._after(self._report_every_s, self._periodic_report)
+        try:
+            self._report()
+        finally:
+            self._after(self._report_every_s, self._periodic_report)
 
     def _report(self) -> None:
         if self._sync is None or not self._sync.connected:
