@@ -11,7 +11,7 @@ import hashlib
 import logging
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +57,8 @@ class _Upload:
     # Its device fell silent: it waits until the device is heard of again.
     waits_for_device: bool = False
     not_before: float = 0.0
+    # Other devices that offered the same bundle meanwhile: they hear of it when it is stored.
+    others: set[str] = field(default_factory=set)
 
 
 class Uploads:
@@ -118,7 +120,9 @@ class Uploads:
         upload = self._all.get(offer.digest)
         if upload is not None and upload.device != device:
             if upload.download is not None:
-                return []  # It comes from elsewhere already; the next repetition gets the answer.
+                if len(upload.others) < _PER_DEVICE:
+                    upload.others.add(device)
+                return []  # It comes from elsewhere already.
             self._drop(upload)
         elif upload is not None and upload.size_bytes != offer.size_bytes:
             self._drop(upload)
@@ -244,7 +248,10 @@ class Uploads:
         del self._all[upload.digest]
         self.counters["uploads_stored"] += 1
         log.info("stored %s, uploaded by %s", upload.digest[:12], upload.device)
-        return [(upload.device, wire.OfferResult(digest=upload.digest, stored=True))]
+        return [
+            (device, wire.OfferResult(digest=upload.digest, stored=True))
+            for device in (upload.device, *sorted(upload.others))
+        ]
 
     def _checked(self, upload: _Upload, data: bytes) -> Bundle:
         """Read a bundle that came from outside.

@@ -276,3 +276,37 @@ def test_what_was_asked_for_before_a_reconnection_is_asked_for_again(desk, make_
     ((device, again),) = desk.uploads.reconnected(1.0)
     assert device == "device-a"
     assert (again.digest, again.offset, again.length) == (get.digest, get.offset, get.length)
+
+
+def test_a_bundle_that_two_devices_offer_is_asked_for_once_and_both_hear_that_it_is_stored(
+    desk, make_bundle
+) -> None:
+    desk.register()
+    desk.register("device-b")
+    data = make_bundle(1)
+    asked = desk.say("device-a", offer_of(data))
+    assert desk.say("device-b", offer_of(data)) == []
+    sent = []
+    for get in gets(asked):
+        chunk = Sender(lambda _: data).answer(get)
+        sent += desk.handlers.received(
+            wire.up_topic("device-a"), wire.encode(chunk), desk.monotonic
+        )
+    assert [(name, reply.stored) for name, reply in sent] == [
+        ("device-a", True),
+        ("device-b", True),
+    ]
+
+
+def test_a_lie_about_a_bundle_is_not_held_against_who_offers_the_true_one(
+    desk, make_bundle
+) -> None:
+    desk.register()
+    desk.register("device-b")
+    data = make_bundle(1)
+    (get,) = gets(desk.say("device-a", offer_of(data)))
+    assert desk.say("device-b", offer_of(data)) == []
+    lie = wire.Chunk(digest=get.digest, offset=0, size_bytes=len(data), data=bytes(len(data)))
+    (result,) = desk.say("device-a", lie)
+    assert not result.stored
+    assert desk.upload(data, "device-b").stored
