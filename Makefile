@@ -40,7 +40,7 @@ demo: $(INSTALLED) broker
 	$(BIN)/python -m examples.demo --out demo-out
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
