@@ -32,14 +32,14 @@ def http(desk) -> Iterator[TestClient]:
 
 @pytest.mark.parametrize("presented", ["", "Bearer", "Bearer ", "Bearer wrong", TOKEN, "Basic x"])
 @pytest.mark.parametrize(
-    ("method", "path"),
+    "request_line",
     [("GET", "/v1/devices"), ("GET", "/v1/events"), ("POST", "/v1/devices/device-a/rollback")],
 )
 def test_without_the_token_nothing_is_told_or_done(
-    desk, http, make_report, presented, method, path
+    desk, http, make_report, presented, request_line
 ) -> None:
     desk.say("device-a", make_report())
-    answer = http.request(method, path, headers={"authorization": presented})
+    answer = http.request(*request_line, headers={"authorization": presented})
     assert answer.status_code == 401
     assert answer.json() == {"error": "the operator token is missing or wrong"}
     assert desk.pushed == []
@@ -86,7 +86,7 @@ def test_an_action_is_done_in_the_operators_name(desk, http, make_report, make_b
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "code", "says"),
+    "case",
     [
         ("/v1/devices/device-z/pin", b"{}", 404, "no device 'device-z'"),
         ("/v1/adapters/00/approve", b"", 404, "no adapter"),
@@ -105,9 +105,8 @@ def test_an_action_is_done_in_the_operators_name(desk, http, make_report, make_b
         ("/v1/devices/device-a/explode", b"", 404, "there is nothing at"),
     ],
 )
-def test_a_wrong_request_is_refused_by_name(
-    desk, http, make_report, path, body, code, says
-) -> None:
+def test_a_wrong_request_is_refused_by_name(desk, http, make_report, case) -> None:
+    path, body, code, says = case
     desk.say("device-a", make_report())
     answer = http.post(path, content=body)
     assert answer.status_code == code

@@ -134,7 +134,7 @@ def test_a_catalogue_restored_from_a_backup_goes_beyond_what_devices_applied(
 
 
 @pytest.mark.parametrize(
-    ("action", "name", "to", "error", "says"),
+    "case",
     [
         ("rollback", "device-z", None, NotFoundError, "no device 'device-z'; known devices: dev"),
         ("pin", "", None, NotFoundError, "no device ''"),
@@ -144,9 +144,8 @@ def test_a_catalogue_restored_from_a_backup_goes_beyond_what_devices_applied(
         ("rollback", "first", None, ConflictError, "runs generation 1 and keeps no older one"),
     ],
 )
-def test_what_cannot_be_done_is_refused_and_audited(
-    desk, make_report, action, name, to, error, says
-) -> None:
+def test_what_cannot_be_done_is_refused_and_audited(desk, make_report, case) -> None:
+    action, name, to, error, says = case
     desk.say("device-a", make_report())
     desk.say("first", make_report("first", generation=1))
     desk.register("fresh")

@@ -98,7 +98,7 @@ def test_quarantine_warns_of_the_devices_that_run_it(desk, fleet, run, make_repo
 
 
 def test_a_confirmed_rollback_says_so(desk, fleet, run, make_report) -> None:
-    desk.on_push = lambda device, desired: desk.say(
+    desk.on_push = lambda device, _: desk.say(
         device, make_report(sequence=2, desired_version=1, generation=1, pinned=True)
     )
     status, out, _ = run("rollback device-a")
@@ -115,7 +115,7 @@ def test_an_unconfirmed_rollback_says_so(fleet, run) -> None:
 
 
 def test_a_device_that_cannot_makes_the_command_fail(desk, fleet, run, make_report) -> None:
-    desk.on_push = lambda device, desired: desk.say(
+    desk.on_push = lambda device, _: desk.say(
         device, make_report(sequence=2, desired_version=1, problem="it is damaged")
     )
     status, out, err = run("rollback device-a")
