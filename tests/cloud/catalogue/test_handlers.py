@@ -208,7 +208,7 @@ def test_a_bundle_damaged_on_the_disk_is_never_given(desk, make_bundle) -> None:
         (UP, b"\x01" + msgspec.msgpack.encode({"type": "frobnicate", "id": "12345678"}), "fit"),
         (UP, b"\x01" + b"\x91" * 5000, "does not fit"),
         (UP, b"\x01" + bytes(wire.MAX_MESSAGE_BYTES), "over the limit"),
-        (UP, wire.encode(wire.Desired(version=1)), "does not fit"),
+        (UP, wire.encode(wire.Desired(id="12345678", version=1)), "does not fit"),
         (wire.presence_topic("device-a"), b"perhaps", "presence"),
         ("driftkeel/v1/up/..", b"", "topic"),
         ("somewhere/else", b"x", "topic"),
