@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -417,7 +418,7 @@ def gone(pid: int) -> bool:
 
 def labels_kept(state: Path) -> set[str]:
     """The ids of the labelled samples in a stopped device's journal."""
-    with sqlite3.connect(state / "driftkeel.db") as database:
+    with closing(sqlite3.connect(state / "driftkeel.db")) as database:
         rows = database.execute("SELECT id FROM samples WHERE true_label IS NOT NULL")
         return {row[0] for row in rows}
 

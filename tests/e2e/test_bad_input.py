@@ -16,7 +16,6 @@ from adapter_store import wire
 from adapter_store.bundle import bundle_digest
 from adapter_store.trust import CatalogueKey
 from cloud.broker import Kind
-from examples.demo.stage import npy
 from tests.e2e.conftest import Learned
 from tests.e2e.harness import KNOWN, SHIFTED_B, Account, Edge, Plant, candidate, chunk_of, until
 
@@ -100,6 +99,12 @@ def live(running: Live) -> Iterator[Live]:
     assert running.device.child.process.pid == pid
 
 
+def npy(array: np.ndarray, *, allow_pickle: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=allow_pickle)
+    return buffer.getvalue()
+
+
 def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png")
@@ -156,9 +161,7 @@ def test_a_bad_sample_is_refused_by_name(live: Live, what: str) -> None:
 def test_pickled_objects_are_not_loaded(live: Live, tmp_path: Path) -> None:
     trap = np.empty(1, dtype=object)
     trap[0] = Trap(tmp_path / "sprung")
-    buffer = io.BytesIO()
-    np.save(buffer, trap, allow_pickle=True)
-    answer = live.device.predict_raw(buffer.getvalue(), "application/x-npy")
+    answer = live.device.predict_raw(npy(trap, allow_pickle=True), "application/x-npy")
     assert answer.status_code == 422, answer.text
     assert not (tmp_path / "sprung").exists()
 

@@ -6,7 +6,9 @@ import pytest
 
 from adapter_store import wire
 from adapter_store.bundle import bundle_digest
+from tests.e2e.conftest import Learned
 from tests.e2e.harness import (
+    KNOWN,
     LABELS,
     SHIFTED,
     SHIFTED_B,
@@ -38,7 +40,7 @@ def uploaded_once(plant: Plant) -> str:
     return digest
 
 
-def test_a_training_outlives_its_trainer_and_then_its_agent(plant, fitted: Path) -> None:
+def test_a_training_outlives_its_trainer_and_then_its_agent(plant: Plant, fitted: Path) -> None:
     plant.start_catalogue()
     plant.place("device-a", fitted, SLOW)
     device = plant.start("device-a")
@@ -64,7 +66,19 @@ def test_a_training_outlives_its_trainer_and_then_its_agent(plant, fitted: Path)
     assert labels_kept(plant.state("device-a")) == labelled
 
 
-def test_an_agent_killed_right_after_activating_runs_what_it_activated(plant, fitted: Path) -> None:
+def test_a_label_that_was_acknowledged_outlives_a_kill(plant: Plant, fitted: Path) -> None:
+    plant.place("device-a", fitted)
+    labelled: set[str] = set()
+    for _ in range(3):
+        device = plant.start("device-a")
+        labelled |= device.label(device.send(KNOWN.first(4)), KNOWN)
+        kill(device.child)
+        assert labels_kept(plant.state("device-a")) == labelled
+
+
+def test_an_agent_killed_right_after_activating_runs_what_it_activated(
+    plant: Plant, fitted: Path
+) -> None:
     plant.start_catalogue()
     plant.place("device-a", fitted)
     device = plant.start("device-a")
@@ -84,7 +98,9 @@ def test_an_agent_killed_right_after_activating_runs_what_it_activated(plant, fi
     assert labels_kept(plant.state("device-a")) == labelled
 
 
-def test_a_catalogue_killed_in_the_middle_of_an_upload_gets_it_once(plant, learned) -> None:
+def test_a_catalogue_killed_in_the_middle_of_an_upload_gets_it_once(
+    plant: Plant, learned: Learned
+) -> None:
     data, digest = learned.bundle, bundle_digest(learned.bundle)
     catalogue = plant.start_catalogue()
     played = plant.account("device-a")
@@ -107,7 +123,9 @@ def test_a_catalogue_killed_in_the_middle_of_an_upload_gets_it_once(plant, learn
     assert bundle_digest(plant.blob(digest)) == digest
 
 
-def test_an_agent_killed_in_the_middle_of_a_pull_pulls_the_rest(plant, fitted, learned) -> None:
+def test_an_agent_killed_in_the_middle_of_a_pull_pulls_the_rest(
+    plant: Plant, fitted: Path, learned: Learned
+) -> None:
     data = learned.bundle
     plant.place("device-b", fitted, EAGER)
     played = plant.account("catalogue")
@@ -137,7 +155,7 @@ def test_an_agent_killed_in_the_middle_of_a_pull_pulls_the_rest(plant, fitted, l
     assert device.status()["trainings"] == 0
 
 
-def test_a_second_agent_on_one_state_directory_is_refused(plant, fitted: Path) -> None:
+def test_a_second_agent_on_one_state_directory_is_refused(plant: Plant, fitted: Path) -> None:
     plant.place("device-a", fitted)
     device = plant.start("device-a")
     before = device.predictions()

@@ -7,12 +7,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapter_store.bundle import bundle_digest
 from tests.e2e.conftest import Learned
-from tests.e2e.harness import KNOWN, Plant, until
+from tests.e2e.harness import KNOWN, Edge, Plant, until
 
 pytestmark = pytest.mark.e2e
 
@@ -118,7 +119,7 @@ def test_a_full_disk_stops_no_answer_and_is_over_when_there_is_space(
         device.child.stop()
 
 
-def not_journalled(device) -> list | None:
+def not_journalled(device: Edge) -> list[dict[str, Any]] | None:
     """Answers to eight samples, once the device says that it could not journal them."""
     answers = device.send(KNOWN.first(8))
     return answers if device.status()["journal_problem"] else None

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from cloud.broker import Kind
 from examples.demo.digits import NEW
+from tests.e2e.conftest import MakePlant
 from tests.e2e.harness import SHIFTED, SHIFTED_B, WORLD_A, WORLD_B, until
 
 pytestmark = pytest.mark.e2e
 
 
 def test_what_one_device_learns_another_pulls_and_can_be_rolled_back(
-    make_plant, broker_kind, fitted: Path
+    make_plant: MakePlant, broker_kind: Kind, fitted: Path
 ) -> None:
     plant = make_plant(broker_kind)
     catalogue = plant.start_catalogue()
