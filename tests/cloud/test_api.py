@@ -84,7 +84,8 @@ def test_the_list_of_guarded_requests_is_complete(store: Store) -> None:
         (method, route.path.replace("{name}", "device-a").replace("{id}", "0"))
         for route in app.routes
         if isinstance(route, Route)
-        for method in (route.methods or ()) - {"HEAD"}
+        for method in route.methods or ()
+        if method != "HEAD"
     }
     assert routes - {("GET", "/healthz"), ("GET", "/metrics")} == set(OPERATORS_OWN)
 

@@ -12,6 +12,8 @@ import msgspec
 import pytest
 from starlette.routing import Route
 
+from cloud.api import _JUDGE as JUDGE
+from cloud.api import _STEER as STEER
 from cloud.api import make_api
 from cloud.config import Config
 from cloud.operators import Operators
@@ -19,7 +21,8 @@ from cloud.service import open_store
 from cloud.shell_commands import commands
 from cloud.views import STATUSES
 
-TEXT = (Path(__file__).parents[2] / "docs" / "catalogue.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
 
 
 def first_cells() -> list[str]:
@@ -68,6 +71,15 @@ def test_every_request_is_documented(tmp_path: Path) -> None:
 def test_every_status_of_an_adapter_is_documented() -> None:
     for status in STATUSES:
         assert f"`{status}`" in TEXT
+
+
+def test_every_action_in_the_audit_log_is_documented() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cloud").glob("*.py"))
+    written = set(re.findall(r'action="(\w+)"|\.note\(device, "(\w+)"', sources))
+    actions = {name for pair in written for name in pair if name} | set(STEER) | set(JUDGE)
+    audit = TEXT.partition("## The audit log")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", audit, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(cells))) == actions
 
 
 class _Nobody:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -29,13 +31,15 @@ def running(tmp_path: Path, broker: Broker, broker_users: dict[str, str]) -> Ite
         yield both
 
 
+def answers(get: wire.Get, chunk: wire.Chunk) -> bool:
+    return (chunk.digest, chunk.offset) == (get.digest, get.offset)
+
+
 def pull(device: FieldDevice, digest: str, size_bytes: int) -> bytes:
     parts = []
     for offset in range(0, size_bytes, 65536):
         get = wire.Get(digest=digest, offset=offset, length=min(65536, size_bytes - offset))
-        chunk = device.repeat(
-            get, wire.Chunk, lambda c, at=offset: (c.digest, c.offset) == (digest, at)
-        )
+        chunk = device.repeat(get, wire.Chunk, partial(answers, get))
         parts.append(chunk.data)
     return b"".join(parts)
 
@@ -106,7 +110,7 @@ def test_a_device_that_vanishes_is_offline_and_back_when_it_speaks(
     link = device._link
     assert link._client is not None
     sock = link._client.socket()
-    assert sock is not None
+    assert isinstance(sock, socket.socket)
     # Cut off without a farewell: the broker tells of it, not the device.
     sock.shutdown(socket.SHUT_RDWR)
     catalogue.wait_until(lambda found: not found["devices"][0]["online"])
@@ -234,6 +238,36 @@ def test_key_and_token_are_readable_by_their_owner_only(running: Field) -> None:
     catalogue, _ = running
     for name in ("catalogue.key", "operator.token"):
         assert stat.S_IMODE(os.stat(catalogue.state / name).st_mode) == 0o600  # noqa: PTH116
+
+
+def test_a_backup_taken_while_it_runs_can_be_started(
+    running: Field, broker: Broker, broker_users: dict[str, str], tmp_path: Path
+) -> None:
+    """The commands of docs/catalogue.md, in their order."""
+    catalogue, device = running
+    digest = device.upload(bundle(5))
+    catalogue.client.post("adapters", digest, "approve", body={})
+    before = catalogue.client.get("adapters")
+    where = (broker.host, broker.port)
+    restored = CatalogueProcess(tmp_path / "restored", where, broker_users["catalogue"])
+    restored.state.mkdir()
+    with (
+        closing(sqlite3.connect(catalogue.state / "catalogue.db")) as source,
+        closing(sqlite3.connect(restored.state / "catalogue.db")) as copy,
+    ):
+        source.backup(copy)
+    shutil.copytree(catalogue.state / "blobs", restored.state / "blobs")
+    for name in ("catalogue.key", "operator.token"):
+        shutil.copy2(catalogue.state / name, restored.state / name)
+    key = catalogue_key(catalogue)
+    device.upload(bundle(6))
+    catalogue.kill()
+    with restored:
+        assert restored.client.get("adapters") == before
+        assert catalogue_key(restored) == key
+        device.join()
+        (candidate,) = device.search(5)
+        assert verify_statement(candidate.statement, candidate.signature, key).digest == digest
 
 
 def test_a_database_from_a_newer_version_is_refused_unchanged(running: Field) -> None:
