@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cloud.broker import Kind, choose_kind
-from tests.e2e.harness import FIT, SHIFTED, Plant, until
+from tests.e2e.harness import FIT, SHIFTED, Plant
+from tests.e2e.waiting import until
 
 MakePlant = Callable[..., Plant]
 

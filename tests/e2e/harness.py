@@ -13,28 +13,22 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
-from adapter_store import wire
-from adapter_store.bundle import bundle_digest
-from adapter_store.mqtt import Link
-from adapter_store.trust import CatalogueKey, Statement
+from adapter_store.trust import CatalogueKey
 from cloud.broker import Kind, start_broker
 from examples.demo.digits import FIRST, NEW, Split, worlds
 from examples.demo.stage import _DRIFTKEEL, Child, Device, Stage, _environment
+from tests.e2e.accounts import Account
+from tests.e2e.waiting import WAIT_S, until
 
-T = TypeVar("T")
-M = TypeVar("M", bound=wire.Message)
 Sections = dict[str, dict[str, Any]]
 
-# Long enough for a machine that runs other things, too: nothing waits for it when all is well.
-WAIT_S = 90.0
 LABELS = 40
 # Labels enough for one training; a small adapter, few epochs: a second or two of training.
 LEARNER: dict[str, Any] = {"min_labels": LABELS, "rank": 4, "epochs": 4}
@@ -45,19 +39,6 @@ SHIFTED = WORLD_A.stream.only(NEW).first(80)
 SHIFTED_B = WORLD_B.stream.only(NEW).first(80)
 PROBE = WORLD_A.probe.first(60)
 FIT = WORLD_A.fit
-
-
-def until(probe: Callable[[], T | None], what: str, *alive: Child, every_s: float = 0.05) -> T:
-    """Ask until there is an answer that counts, while the processes it needs live."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        value = probe()
-        if value:
-            return value
-        for child in alive:
-            child.check()
-        assert time.monotonic() < deadline, f"waited {WAIT_S:.0f} s in vain for {what}"
-        time.sleep(every_s)
 
 
 class Edge(Device):
@@ -148,77 +129,6 @@ class Edge(Device):
         self.send(KNOWN.first(48))
         answers = self.send(split)
         return self.label(answers[:labels], split) if labels else set()
-
-
-class Account:
-    """Speaks with the rights of the catalogue, or of a device, in place of the real one.
-
-    Args:
-        name: Whose rights.
-        host: The broker.
-        port: Its port.
-        password: That account's password.
-
-    Attributes:
-        heard: What came and was not heard out yet.
-        hits: What every search is answered with, in the catalogue's place; None: no answer.
-    """
-
-    def __init__(self, name: str, host: str, port: int, password: str) -> None:
-        self.heard: list[wire.AnyMessage] = []
-        self.hits: list[wire.Candidate] | None = None
-        catalogue = name == "catalogue"
-        self._decode = wire.decode_up if catalogue else wire.decode_down
-        self._up = "" if catalogue else wire.up_topic(name)
-        self._link = Link(
-            host=host,
-            port=port,
-            client_id=f"test-{name}",
-            username=name,
-            password=password,
-            subscriptions=[wire.ALL_UP if catalogue else wire.down_topic(name)],
-            on_message=self._received,
-        )
-        self._link.start()
-        assert self._link.wait_connected(WAIT_S)
-
-    def say(self, message: wire.AnyMessage, *, to: str = "") -> None:
-        """Send a message: to a device, or up to the catalogue."""
-        self.say_bytes(wire.encode(message), to=to)
-
-    def say_bytes(self, payload: bytes, *, to: str = "") -> None:
-        """Send any bytes at all."""
-        topic = wire.down_topic(to) if to else self._up
-        until(lambda: self._link.publish(topic, payload), "the broker to take a message")
-
-    def say_oversized(self, payload: bytes, *, to: str) -> None:
-        """Send what the link itself would refuse to send."""
-        client = self._link._client
-        assert client is not None
-        client.publish(wire.down_topic(to), payload, qos=1)
-
-    def hears(self, kind: type[M], accept: Callable[[M], bool] = lambda _: True) -> M:
-        """Wait for a message that was not heard out before."""
-
-        def first() -> M | None:
-            for message in list(self.heard):
-                if isinstance(message, kind) and accept(message):
-                    self.heard.remove(message)
-                    return message
-            return None
-
-        return until(first, f"a message of kind {kind.__name__}")
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._link.stop()
-
-    def _received(self, topic: str, payload: bytes) -> None:
-        message = self._decode(payload)
-        if isinstance(message, wire.Search) and self.hits is not None:
-            result = wire.SearchResult(of=message.id, candidates=self.hits)
-            self._link.publish(wire.down_topic(wire.device_of(topic)), wire.encode(result))
-        self.heard.append(message)
 
 
 class Plant(Stage):
@@ -352,33 +262,6 @@ class Plant(Stage):
         """The audit log's entries about finished uploads."""
         entries: list[dict[str, Any]] = self.shell_json("log -n 200")
         return [entry for entry in entries if entry["action"] == "upload"]
-
-
-def candidate(
-    key: CatalogueKey, data: bytes, encoder: str, *, size_bytes: int = 0
-) -> wire.Candidate:
-    """A search hit for these bytes, signed."""
-    statement = Statement(
-        digest=bundle_digest(data),
-        size_bytes=size_bytes or len(data),
-        encoder=encoder,
-        family="bottleneck",
-        labels=("5", "6", "7", "8", "9"),
-        status="approved",
-        issued_at=0.0,
-    )
-    blob, signature = key.sign(statement)
-    return wire.Candidate(statement=blob, signature=signature, similarity=0.9)
-
-
-def chunk_of(data: bytes, asked: wire.Get) -> wire.Chunk:
-    """What was asked for, from these bytes."""
-    return wire.Chunk(
-        digest=asked.digest,
-        offset=asked.offset,
-        size_bytes=len(data),
-        data=data[asked.offset : asked.offset + asked.length],
-    )
 
 
 def kill(child: Child) -> None:

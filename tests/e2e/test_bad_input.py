@@ -16,8 +16,10 @@ from adapter_store import wire
 from adapter_store.bundle import bundle_digest
 from adapter_store.trust import CatalogueKey
 from cloud.broker import Kind
+from tests.e2e.accounts import Account, candidate, chunk_of
 from tests.e2e.conftest import Learned
-from tests.e2e.harness import KNOWN, SHIFTED_B, Account, Edge, Plant, candidate, chunk_of, until
+from tests.e2e.harness import KNOWN, SHIFTED_B, Edge, Plant
+from tests.e2e.waiting import until
 
 pytestmark = pytest.mark.e2e
 

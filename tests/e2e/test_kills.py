@@ -6,6 +6,7 @@ import pytest
 
 from adapter_store import wire
 from adapter_store.bundle import bundle_digest
+from tests.e2e.accounts import candidate, chunk_of
 from tests.e2e.conftest import Learned
 from tests.e2e.harness import (
     KNOWN,
@@ -13,16 +14,14 @@ from tests.e2e.harness import (
     SHIFTED,
     SHIFTED_B,
     Plant,
-    candidate,
-    chunk_of,
     chunks_kept,
     gone,
     kill,
     kill_pid,
     labels_kept,
     trainer_of,
-    until,
 )
+from tests.e2e.waiting import until
 
 pytestmark = pytest.mark.e2e
 

@@ -13,7 +13,8 @@ import pytest
 
 from adapter_store.bundle import bundle_digest
 from tests.e2e.conftest import Learned
-from tests.e2e.harness import KNOWN, Edge, Plant, until
+from tests.e2e.harness import KNOWN, Edge, Plant
+from tests.e2e.waiting import until
 
 pytestmark = pytest.mark.e2e
 

@@ -7,7 +7,8 @@ import pytest
 from cloud.broker import Kind
 from examples.demo.digits import NEW
 from tests.e2e.conftest import MakePlant
-from tests.e2e.harness import SHIFTED, SHIFTED_B, WORLD_A, WORLD_B, until
+from tests.e2e.harness import SHIFTED, SHIFTED_B, WORLD_A, WORLD_B
+from tests.e2e.waiting import until
 
 pytestmark = pytest.mark.e2e
 
