@@ -277,7 +277,7 @@ def own_heads(groups: Sequence[ClassStatistics]) -> list[GaussianHead]:
 def suffix_share(package: EncoderPackage) -> float:
     """The suffix's part of one encoder pass, 0..1, by parameters: what an adapter pass costs.
 
-    It overstates a suffix whose last block computes the class token only.
+    Time differs a little: attention takes time but has few parameters.
 
     Raises:
         EncoderError: The package's weights cannot be read.
