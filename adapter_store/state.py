@@ -64,7 +64,7 @@ class StateDir:
             path.mkdir(parents=True, exist_ok=True)
             self.incoming = path / "incoming"
             self.incoming.mkdir(exist_ok=True)
-            self._lock = _lock(path / "lock")
+            self._lock = lock_directory(path)
         except OSError as error:
             raise DiskFullError(f"cannot use {path}: {error.strerror}") from error
         engines: list[Engine] = []
@@ -141,15 +141,21 @@ def _offered(message: bytes) -> Collection[str]:
     return (decoded.digest,) if isinstance(decoded, Offer) else ()
 
 
-def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def lock_directory(directory: Path) -> int:
+    """Take a directory for this process alone, until the descriptor it returns is closed.
+
+    Raises:
+        StateLockedError: Another process has it.
+        OSError: The lock file cannot be made.
+    """
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
         raise StateLockedError(
-            f"{path.parent} is in use by process {holder}; stop it first, or give this one a "
+            f"{directory} is in use by process {holder}; stop it first, or give this one a "
             "state directory of its own"
         ) from error
     os.ftruncate(descriptor, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -19,7 +18,8 @@ import uvicorn
 
 from adapter_store.blobs import BlobStore, write_durably
 from adapter_store.database import open_database
-from adapter_store.errors import ConfigError, DiskFullError, StateLockedError
+from adapter_store.errors import ConfigError, DiskFullError
+from adapter_store.state import lock_directory
 from adapter_store.trust import CatalogueKey
 from cloud.api import make_api
 from cloud.complaints import Complaints
@@ -119,7 +119,7 @@ def run(config: Config, *, announce: Callable[[str], None]) -> None:
     """
     with ExitStack() as stack:
         _make_directory(config.state_dir)
-        stack.enter_context(_locked(config.state_dir))
+        stack.callback(os.close, lock_directory(config.state_dir))
         store = open_store(config)
         stack.callback(store.close)
         handlers, uploads = make_handlers(store, config)
@@ -173,23 +173,6 @@ def _ending_in_order() -> Iterator[None]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _locked(state_dir: Path) -> Iterator[None]:
-    """Keep a second catalogue from the same state."""
-    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StateLockedError(
-                f"{state_dir} is in use by another catalogue; stop it first, or give this one a "
-                "state directory of its own"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _make_directory(path: Path) -> None:

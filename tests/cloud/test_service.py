@@ -220,7 +220,7 @@ def test_a_second_catalogue_on_the_same_state_is_refused(running: Field) -> None
     catalogue, _ = running
     second = CatalogueProcess(catalogue.config.parent, ("127.0.0.1", 1), "")
     second.state = catalogue.state
-    with pytest.raises(AssertionError, match="is in use by another catalogue"):
+    with pytest.raises(AssertionError, match="is in use by process"):
         second.start()
     second.__exit__()
     assert catalogue.client.get("devices")
