@@ -22,6 +22,15 @@ _SUMMARIES = {
     "shell": "Operate the fleet: approve adapters, roll devices back.",
 }
 
+# The optional packages, and the extra that brings each.
+_EXTRAS = {
+    "httpx": "cloud",
+    "onnx": "train",
+    "onnxscript": "train",
+    "prompt_toolkit": "cloud",
+    "torch": "train",
+}
+
 
 class _Commands(click.Group):
     """A group whose commands are entry points, imported on use."""
@@ -35,15 +44,7 @@ class _Commands(click.Group):
         entry = _installed().get(cmd_name)
         if entry is None:
             return None
-        try:
-            command: click.Command = entry.load()
-        except ModuleNotFoundError as error:
-            missing = error.name or str(error)
-            raise click.ClickException(
-                f"`driftkeel {cmd_name}` needs the package {missing!r}, which is not installed; "
-                "install driftkeel[train] on a device that trains, driftkeel[cloud] for the "
-                "catalogue and the shell"
-            ) from error
+        command: click.Command = entry.load()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -69,4 +70,14 @@ def main() -> None:
         driftkeel.main(prog_name="driftkeel")
     except DriftkeelError as error:
         click.echo(f"driftkeel: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        click.echo(
+            f"driftkeel: this needs the package {error.name!r}, which is not installed; "
+            f"pip install 'driftkeel[{extra}]'",
+            err=True,
+        )
         sys.exit(1)
