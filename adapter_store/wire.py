@@ -66,7 +66,7 @@ class EpisodeSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Register(Message, frozen=True, kw_only=True, tag="register"):
-    """Device to catalogue, on every connection: who I am and what encoder I run."""
+    """Device to catalogue, on every connection until acknowledged: who I am, my encoder."""
 
     device: DeviceName
     encoder: Digest

@@ -90,6 +90,7 @@ class SyncClient:
         self._presence = wire.presence_topic(device)
         self._counters: Counter[str] = Counter()
         self._asked: _Asked | None = None
+        self._unregistered: wire.Register | None = None
         self._sender = Sender(self._offered_bundle)
         boot = int(state.settings.get(_SEQUENCE) or 0) + 1
         state.settings.put(_SEQUENCE, boot)
@@ -139,7 +140,13 @@ class SyncClient:
         return self._sequence
 
     def report(self, report: wire.Report) -> None:
-        """Send the reported state; only the newest matters, so it is never queued."""
+        """Send the reported state; only the newest matters, so it is never queued.
+
+        The registration goes before it until the catalogue, which may have been away when this
+        device connected, acknowledges that one.
+        """
+        if self._unregistered is not None:
+            self._send(self._unregistered)
         self._send(report)
 
     def search(
@@ -278,6 +285,8 @@ class SyncClient:
     def _acknowledged(self, ack: wire.Ack) -> None:
         if not ack.ok:
             log.warning("the catalogue refused message %s: %s", ack.of, ack.reason)
+        if self._unregistered is not None and ack.of == self._unregistered.id:
+            self._unregistered = None
         self._state.outbox.acknowledged(ack.of)
 
     def _offer_answered(self, result: wire.OfferResult) -> None:
@@ -290,7 +299,9 @@ class SyncClient:
 
     def _connected(self) -> None:
         self._link.publish(self._presence, b"online", retain=True)
-        self._send(wire.Register(device=self._device, encoder=self._encoder, software=_software()))
+        self._unregistered = wire.Register(
+            device=self._device, encoder=self._encoder, software=_software()
+        )
         self._on_connected()
         self._puller.reconnected()
         self._state.outbox.retry_all()

@@ -267,6 +267,20 @@ def test_bundles_another_key_vouches_for_are_not_even_pulled(  # noqa: PLR0917 (
     assert not agent.state.blobs.has(bundle_digest(data))
 
 
+def test_a_registration_is_repeated_until_the_catalogue_acknowledges_it(
+    agent, config, catalogue, install
+) -> None:
+    install()
+    with running(agent, config, report_every_s=0.1):
+        first = catalogue.hear(lambda m: isinstance(m, wire.Register))
+        again = catalogue.hear(lambda m: isinstance(m, wire.Register))
+        assert again == first
+        catalogue.say(wire.Ack(of=first.id))
+        # Once the acknowledgement is in, reports come alone.
+        kinds = [type(catalogue.hear(lambda _: True)) for _ in range(12)]
+        assert kinds[-4:] == [wire.Report] * 4
+
+
 def test_a_bundle_approved_later_is_found_by_searching_on(  # noqa: PLR0917 (fixtures)
     agent, config, catalogue, install, make_bundle, make_images
 ) -> None:
