@@ -330,6 +330,7 @@ class Story:
         self.display.command(command, str(result.get("message", result)))
 
     def _finish(self, a: Watched, b: Watched, traffic: Traffic) -> None:
+        """Complete the report; a dropped request or a false alarm fails the demo."""
         latencies = np.asarray(a.latencies_ms + b.latencies_ms)
         p50, p99 = np.percentile(latencies, (50, 99))
         self.report["alarm"] = {
@@ -348,10 +349,10 @@ class Story:
         self.report["passes_per_sample"] = float(np.mean(a.passes + b.passes))
         self.report["latency_ms"] = {"p50": float(p50), "p99": float(p99)}
         self.report["versions"] = versions()
-        if traffic.failed:
-            self.display.say(
-                f"   {traffic.failed} of {traffic.requests} background requests failed"
-            )
+        if self.report["failed_requests"] or traffic.failed:
+            raise DemoError(f"{self.report['failed_requests']} requests failed; none should")
+        if self.report["alarm"]["false_alarms"]:
+            raise DemoError("an alarm was raised without a shift")
 
 
 def _change(accuracy: dict[str, float], what: str) -> str:
