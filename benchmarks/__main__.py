@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from benchmarks import alarm_budget, default_encoder
+from benchmarks import alarm_budget, brokers, default_encoder
+
+# Beside the published file, which also holds a broker that is not installed with the project.
+OWN_RUN = Path("benchmarks/results/brokers-here.json")
 
 
 def main() -> int:
@@ -14,7 +17,7 @@ def main() -> int:
     Returns:
         0 when every claim held.
     """
-    status = alarm_budget.main([])
+    status = alarm_budget.main([]) | brokers.main(["--out", str(OWN_RUN)])
     data = os.environ.get("DRIFTKEEL_DATA")
     if data and (Path(data) / "data" / "cifar100-small.npz").exists():
         status |= default_encoder.main([])

@@ -46,6 +46,14 @@ def test_the_model_cards_numbers_are_those_of_the_benchmark_on_the_shipped_encod
     assert result["encoder"]["digest"] == default_encoder_package().digest
 
 
+def test_the_broker_decisions_times_are_those_of_the_benchmark() -> None:
+    results = json.loads((ROOT / "benchmarks/results/brokers.json").read_text("utf-8"))["brokers"]
+    searches = [results[name]["searches"] for name in ("mosquitto", "amqtt", "embedded")]
+    times = " | ".join(f"{s['p50_ms']} / {s['p99_ms']} ms" for s in searches)
+    page = (ROOT / "docs/decisions/0001-embedded-broker.md").read_text("utf-8")
+    assert f"| one answer, p50 / p99 | {times} |" in page
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

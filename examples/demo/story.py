@@ -46,7 +46,6 @@ class Traffic:
         self._image = image
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
-        self.requests = 0
         self.failed = 0
 
     def __enter__(self) -> Self:
@@ -61,7 +60,6 @@ class Traffic:
         split = Split(self._image[None], np.zeros(1, dtype=np.int64))
         while not self._end.wait(0.05):
             for device in self._devices:
-                self.requests += 1
                 try:
                     device.probe(split)
                 except DemoError:
