@@ -17,3 +17,7 @@ class InstallError(AgentError):
 
 class TrainingDataError(AgentError):
     """The labelled samples given to ``agent fit`` cannot be used."""
+
+
+class StrategyError(AgentError):
+    """A strategy cannot be found, or cannot learn what it was given."""

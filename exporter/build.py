@@ -46,7 +46,7 @@ from exporter.programs import (
     capture_suffix,
     save_program,
 )
-from exporter.vit import split_vit, vit_from_state_dict
+from exporter.vit import pooled_depths, split_vit, vit_from_state_dict
 
 Progress = Callable[[str], None]
 _PROBE_IMAGES = 2
@@ -71,7 +71,8 @@ def build_vit(
 ) -> EncoderPackage:
     """Builds an encoder package from a Vision Transformer's weights under timm's names.
 
-    The last blocks are the suffix, and the perceptron of each of them is a site.
+    The last blocks are the suffix, and the perceptron of each of them is a site. Features are the
+    class token and what the prefix's patch tokens are on average at `pooled_depths`.
 
     Args:
         state: The weights.
@@ -89,7 +90,8 @@ def build_vit(
         EncoderError: The weights are not a Vision Transformer's, or the result is not usable.
     """
     vit = vit_from_state_dict(state, image_size=image_size, heads=heads)
-    prefix, suffix = split_vit(vit, suffix_blocks)
+    depths = pooled_depths(vit.depth, suffix_blocks)
+    prefix, suffix = split_vit(vit, suffix_blocks, depths)
     first = vit.depth - suffix_blocks
     sites = {f"blocks.{index}.mlp": Site(vit.dim) for index in range(first, vit.depth)}
     return build_encoder(
@@ -101,6 +103,7 @@ def build_vit(
         std=std,
         name=name,
         out=out,
+        feature_parts=(vit.dim,) * (1 + len(depths)),
         dtype=dtype,
         progress=progress,
     )
@@ -117,6 +120,7 @@ def build_encoder(
     mean: Sequence[float] = (0.5, 0.5, 0.5),
     std: Sequence[float] = (0.5, 0.5, 0.5),
     families: Sequence[str] = ("bottleneck",),
+    feature_parts: Sequence[int] | None = None,
     dtype: Literal["float16", "float32"] = "float32",
     progress: Progress = _silent,
 ) -> EncoderPackage:
@@ -135,6 +139,8 @@ def build_encoder(
         mean: Mean of each colour channel, of values in 0 to 1.
         std: Standard deviation of each colour channel.
         families: The adapter families to capture the suffix for.
+        feature_parts: Widths of the parts the suffix's features are put together from, its own
+            output first; one part when absent.
         dtype: What the package stores weights in. The encoder is what they are after rounding.
         progress: Told each step as it begins.
 
@@ -166,6 +172,11 @@ def build_encoder(
         _PROBE_IMAGES, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)
     )
     hidden, features = _probe(prefix, suffix, images, chosen)
+    if feature_parts is not None and sum(feature_parts) != features.shape[1]:
+        raise EncoderError(
+            f"feature parts {list(feature_parts)} do not add up to the {features.shape[1]} "
+            "features that the suffix returns"
+        )
 
     progress("packing the weights")
     contents = {WEIGHTS: _weights(prefix, suffix, dtype)}
@@ -200,6 +211,7 @@ def build_encoder(
         dtype=dtype,
         hidden_shape=tuple(hidden.shape[1:]),
         feature_dim=features.shape[1],
+        feature_parts=tuple(feature_parts or (features.shape[1],)),
         sites=chosen,
         families=entries,
         graphs={file: weight_names(proto) for file, proto in protos.items()},

@@ -82,6 +82,9 @@ class PackageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         dtype: How the weights are stored; they are computed with in float32.
         hidden_shape: Shape of the prefix's output for one sample.
         feature_dim: Width of a feature vector.
+        feature_parts: Widths of what a feature vector is put together from, at unit length each:
+            the network's own output, then what was pooled at shallower depths. One part alone
+            is as the network gives it.
         sites: Where adapters attach, by module name.
         families: What the package holds for each adapter family.
         graphs: The stored weights each ONNX graph has to be given, by the graph's file.
@@ -97,6 +100,7 @@ class PackageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: Literal["float16", "float32"]
     hidden_shape: tuple[int, ...]
     feature_dim: int
+    feature_parts: tuple[int, ...]
     sites: dict[str, Site]
     families: dict[str, FamilyEntry]
     graphs: dict[str, tuple[str, ...]]
@@ -152,6 +156,11 @@ class EncoderPackage:
     def feature_dim(self) -> int:
         """Width of a feature vector."""
         return self.manifest.feature_dim
+
+    @property
+    def network_dim(self) -> int:
+        """Width of the network's own output, which a feature vector begins with."""
+        return self.manifest.feature_parts[0]
 
     @property
     def hidden_shape(self) -> tuple[int, ...]:
@@ -320,5 +329,8 @@ def _check_manifest(manifest: PackageManifest, path: Path) -> None:
     sizes = (manifest.image_size, manifest.feature_dim, *manifest.hidden_shape)
     if min(sizes) < 1 or not manifest.families:
         raise EncoderError(f"{path} describes an encoder without a size or an adapter family")
+    parts = manifest.feature_parts
+    if not parts or min(parts) < 1 or sum(parts) != manifest.feature_dim:
+        raise EncoderError(f"{path}: feature_parts {list(parts)} are not {manifest.feature_dim}")
     if not np.all(np.isfinite([*manifest.mean, *manifest.std])) or min(manifest.std) <= 0:
         raise EncoderError(f"{path} has a mean or a standard deviation that is not usable")

@@ -8,7 +8,7 @@ export call it; it never reads a file and never trains.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -174,10 +174,15 @@ class VisionTransformer(nn.Module):
 
 
 class Prefix(nn.Module):
-    """The encoder's first blocks: images [n, 3, s, s] to hidden tokens [n, tokens, dim]."""
+    """The encoder's first blocks: images [n, 3, s, s] to hidden tokens [n, tokens, dim].
 
-    def __init__(self, vit: VisionTransformer, block_count: int) -> None:
+    After the tokens come the pooled ones, one for each depth: what the patch tokens are on average
+    after that many blocks. The suffix takes them off again and hands them on as features.
+    """
+
+    def __init__(self, vit: VisionTransformer, block_count: int, depths: Sequence[int]) -> None:
         super().__init__()
+        self.depths = tuple(depths)
         self.patch_embed = copy.deepcopy(vit.patch_embed)
         self.cls_token = nn.Parameter(vit.cls_token.detach().clone())
         self.pos_embed = nn.Parameter(vit.pos_embed.detach().clone())
@@ -186,31 +191,40 @@ class Prefix(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Runs the embedding and the first blocks."""
         tokens = _with_positions(self.patch_embed(images), self.cls_token, self.pos_embed)
-        for block in self.blocks.values():
+        pooled = {}
+        for done, block in enumerate(self.blocks.values(), start=1):
             tokens = block(tokens)
-        return tokens
+            pooled[done] = tokens[:, 1:].mean(dim=1, keepdim=True)
+        return torch.cat([tokens, *(pooled[depth] for depth in self.depths)], dim=1)
 
 
 class Suffix(nn.Module):
-    """The encoder's last blocks: hidden tokens [n, tokens, dim] to features [n, dim].
+    """The encoder's last blocks: hidden tokens [n, tokens, dim] to features [n, parts * dim].
 
     Blocks keep the index they have in the whole encoder. The last one computes the class
-    token's row only, which is all the features need.
+    token's row only, which is all the features need. With pooled tokens behind the hidden ones,
+    features are the class token and then each pooled token, every part at unit length; without,
+    the class token as it is.
     """
 
-    def __init__(self, vit: VisionTransformer, block_count: int) -> None:
+    def __init__(self, vit: VisionTransformer, block_count: int, pooled: int) -> None:
         super().__init__()
+        self.pooled = pooled
         self.blocks = _copied_blocks(vit, range(vit.depth - block_count, vit.depth))
         self.norm = copy.deepcopy(vit.norm)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Runs the last blocks and the final norm."""
+        count = hidden.shape[1] - self.pooled
+        tokens, pooled = hidden[:, :count], hidden[:, count:]
         *inner, last = self.blocks.values()
         for block in inner:
-            hidden = block(hidden)
+            tokens = block(tokens)
         assert isinstance(last, Block)
-        features: Tensor = self.norm(last.forward_cls(hidden))[:, 0]
-        return features
+        output: Tensor = self.norm(last.forward_cls(tokens))
+        if not self.pooled:
+            return output[:, 0]
+        return F.normalize(torch.cat([output, pooled], dim=1), dim=-1).flatten(1)
 
 
 def _with_positions(patches: Tensor, cls_token: Tensor, positions: Tensor) -> Tensor:
@@ -222,8 +236,28 @@ def _copied_blocks(vit: VisionTransformer, indices: Iterable[int]) -> nn.ModuleD
     return nn.ModuleDict({str(i): copy.deepcopy(vit.blocks[str(i)]) for i in indices})
 
 
-def split_vit(vit: VisionTransformer, suffix_blocks: int) -> tuple[nn.Module, nn.Module]:
-    """Cuts an encoder in two; `suffix(prefix(images))` equals `vit(images)`.
+def pooled_depths(depth: int, suffix_blocks: int) -> tuple[int, ...]:
+    """The depths whose patch tokens become features: a third and a half of the encoder.
+
+    Of the pairs of depths tried these gave a Gaussian head the best accuracy over photographs,
+    sketches and spectrograms. Where the prefix ends earlier, its end stands in.
+
+    Args:
+        depth: Blocks of the whole encoder.
+        suffix_blocks: How many of them are the suffix; only the prefix's can be pooled.
+
+    Example:
+        >>> pooled_depths(12, 4)
+        (4, 6)
+    """
+    cut = depth - suffix_blocks
+    return tuple(sorted({min(max(round(depth / part), 1), cut) for part in (3, 2)} - {0}))
+
+
+def split_vit(
+    vit: VisionTransformer, suffix_blocks: int, depths: Sequence[int] = ()
+) -> tuple[nn.Module, nn.Module]:
+    """Cuts an encoder in two; `suffix(prefix(images))` begins with what `vit(images)` gives.
 
     Both halves are copies: hooks on the suffix leave the whole encoder as it was. A suffix
     module is named as in the whole, `suffix.get_submodule("blocks.9.mlp")`.
@@ -231,17 +265,22 @@ def split_vit(vit: VisionTransformer, suffix_blocks: int) -> tuple[nn.Module, nn
     Args:
         vit: The whole encoder.
         suffix_blocks: How many of the last blocks the suffix takes, 1 to `vit.depth`.
+        depths: After how many blocks the patch tokens are pooled into further features; all
+            within the prefix. Without any, `suffix(prefix(images))` equals `vit(images)`.
 
     Returns:
-        The prefix, images float32 [n, 3, s, s] to hidden [n, tokens, dim], and the suffix,
-        hidden to features [n, dim].
+        The prefix, images float32 [n, 3, s, s] to hidden [n, tokens + len(depths), dim], and the
+        suffix, hidden to features [n, dim * (1 + len(depths))].
 
     Raises:
-        EncoderError: `suffix_blocks` is outside 1 to `vit.depth`.
+        EncoderError: `suffix_blocks` is outside 1 to `vit.depth`, or a depth outside the prefix.
     """
     if not 1 <= suffix_blocks <= vit.depth:
         raise EncoderError(f"suffix of {suffix_blocks} blocks asked of an encoder of {vit.depth}")
-    return Prefix(vit, vit.depth - suffix_blocks), Suffix(vit, suffix_blocks)
+    cut = vit.depth - suffix_blocks
+    if outside := [depth for depth in depths if not 1 <= depth <= cut]:
+        raise EncoderError(f"depth {outside[0]} is outside the prefix of {cut} blocks")
+    return Prefix(vit, cut, depths), Suffix(vit, suffix_blocks, len(depths))
 
 
 def vit_from_state_dict(
