@@ -22,6 +22,7 @@ MAX_MESSAGE_BYTES: Final = MAX_CHUNK_BYTES + 4096
 _UP = "driftkeel/v1/up/"
 _DOWN = "driftkeel/v1/down/"
 _PRESENCE = "driftkeel/v1/presence/"
+_BAR: Final = 10
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -65,6 +66,42 @@ class EpisodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     detail: Text = ""
 
 
+class TrainingProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a device's training is, as it reports it.
+
+    Attributes:
+        step: Steps taken.
+        steps: Steps of the whole training; it may stop early.
+        epoch: Finished passes over the samples.
+        epochs: Passes of the whole training.
+        accuracy: Share of samples answered rightly in the last pass, 0..1.
+        seconds: Time spent, over all starts.
+        eta_s: Seconds to go at this pace, at most.
+    """
+
+    step: Count
+    steps: Count
+    epoch: Count
+    epochs: Count
+    accuracy: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+    seconds: Annotated[float, msgspec.Meta(ge=0.0)]
+    eta_s: Annotated[float, msgspec.Meta(ge=0.0)]
+
+    def __str__(self) -> str:
+        """The progress as a bar, in words.
+
+        Example:
+            >>> print(TrainingProgress(step=5, steps=20, epoch=2, epochs=8, accuracy=0.8,
+            ...                        seconds=3.0, eta_s=9.0))
+            [##--------] epoch 2 of 8, accuracy 0.80, at most 9 s left
+        """
+        full = min(_BAR, _BAR * self.step // max(self.steps, 1))
+        return (
+            f"[{'#' * full}{'-' * (_BAR - full)}] epoch {self.epoch} of {self.epochs}, "
+            f"accuracy {self.accuracy:.2f}, at most {self.eta_s:.0f} s left"
+        )
+
+
 class Register(Message, frozen=True, kw_only=True, tag="register"):
     """Device to catalogue, on every connection until acknowledged: who I am, my encoder."""
 
@@ -86,6 +123,7 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
     episode: EpisodeSummary | None = None
     counters: Annotated[dict[str, float], msgspec.Meta(max_length=64)] = {}
     problem: Text = ""
+    training: TrainingProgress | None = None
 
 
 class Search(Message, frozen=True, kw_only=True, tag="search"):

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from adapter_store.wire import TrainingProgress
 from cloud.printable import printable
 
 _STATUS_STYLES: Final = {"approved": "green", "candidate": "yellow", "quarantined": "red"}
@@ -63,6 +65,8 @@ def device_table(row: dict[str, Any]) -> Table:
     if episode:
         detail = f"{episode['state']} {episode.get('detail', '')}"
         _pair(table, f"episode {episode['number']}", detail)
+    if reported.get("training"):
+        _pair(table, "training", training(reported["training"]))
     for name, value in sorted(reported.get("counters", {}).items()):
         _pair(table, name, f"{value:.10g}")
     return table
@@ -139,9 +143,16 @@ def device_line(row: dict[str, Any]) -> str:
     episode = reported.get("episode")
     if episode:
         line += f", episode {episode['number']} {episode['state']} {episode.get('detail', '')}"
+    if reported.get("training"):
+        line += f", training {training(reported['training'])}"
     if reported.get("problem"):
         line += f", problem: {reported['problem']}"
     return printable(line.rstrip())
+
+
+def training(progress: Mapping[str, Any]) -> str:
+    """How far a device's training is, with a bar."""
+    return str(msgspec.convert(progress, TrainingProgress))
 
 
 def wanted(row: Mapping[str, Any]) -> str:

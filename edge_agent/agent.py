@@ -67,6 +67,8 @@ class Agent:
         state: The state directory.
         metrics: What Prometheus scrapes.
         conductor_status: Set by the conductor; what it returns is merged into :meth:`status`.
+        conductor_cancel: Set by the conductor; cancels the running training and says whether
+            there was one.
         protect_since_seq: Set by the conductor; labelled samples after this position of the
             journal keep their images, however old.
     """
@@ -86,6 +88,7 @@ class Agent:
         self.metrics = Metrics()
         self.serving: Serving | None = None
         self.conductor_status: Callable[[], Mapping[str, Any]] | None = None
+        self.conductor_cancel: Callable[[], bool] | None = None
         self.protect_since_seq: int | None = None
         self._clock = clock
         self._lock = threading.Lock()

@@ -28,6 +28,7 @@ from edge_agent.agent import Agent
 from edge_agent.config import Config, load_agent_config
 from edge_agent.errors import AgentError
 from edge_agent.http_api import listening
+from edge_agent.report import training_progress
 
 _CONFIG = click.option(
     "--config",
@@ -93,6 +94,15 @@ def status_command(parent_config: Path | None, config_path: Path | None, as_json
     """Ask the running agent how it does."""
     status = ask_status(_loaded(config_path or parent_config))
     click.echo(json.dumps(status, indent=2) if as_json else "\n".join(describe(status)))
+
+
+@agent.command("cancel-training")
+@_CONFIG
+@click.pass_obj
+def cancel_training_command(parent_config: Path | None, config_path: Path | None) -> None:
+    """End the running agent's training; it trains again when more labels have come."""
+    _ask(_loaded(config_path or parent_config), "/v1/training/cancel", method="POST")
+    click.echo("the training is cancelled; the device goes on when more labels have come")
 
 
 def run(config: Config) -> None:
@@ -197,17 +207,25 @@ def ask_status(config: Config) -> dict[str, Any]:
     Raises:
         AgentError: No agent runs on this configuration's state directory.
     """
+    return _ask(config, "/v1/status")
+
+
+def _ask(config: Config, path: str, *, method: str = "GET") -> dict[str, Any]:
     where = Path(config.agent.state_dir) / "http.json"
     try:
         url = json.loads(where.read_text(encoding="utf-8"))["url"]
-        with urllib.request.urlopen(f"{url}/v1/status", timeout=10) as response:  # noqa: S310 - the agent wrote it
-            status: dict[str, Any] = json.load(response)
-    except (OSError, ValueError, KeyError, urllib.error.URLError) as error:
+        request = urllib.request.Request(f"{url}{path}", method=method)  # noqa: S310 - the agent wrote it
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+            answer: dict[str, Any] = json.load(response)
+    except urllib.error.HTTPError as error:
+        said = json.loads(error.read() or b"{}").get("error", error.reason)
+        raise AgentError(f"{config.agent.device}: {said}") from error
+    except (OSError, ValueError, KeyError) as error:
         raise AgentError(
             f"no agent answers for {config.agent.device} (state directory "
             f"{config.agent.state_dir}); start it with `driftkeel agent --config FILE`"
         ) from error
-    return status
+    return answer
 
 
 def describe(status: dict[str, Any]) -> list[str]:
@@ -237,6 +255,9 @@ def describe(status: dict[str, Any]) -> list[str]:
         lines.append(
             f"episode      {episode.get('state', '')} {episode.get('detail', '')}".rstrip()
         )
+    progress = training_progress(status.get("training") or {})
+    if progress is not None:
+        lines.append(f"training     {progress}")
     if status["journal_problem"]:
         lines.append(f"problem      not journalling: {status['journal_problem']}")
     return lines

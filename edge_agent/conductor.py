@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Final
 
@@ -32,6 +33,8 @@ from ood.alarm import Alarm
 from ood.errors import DriftkeelError
 
 _POLL_SAMPLES_S: Final = 0.1
+_PROGRESS_EVERY_S: Final = 2.0
+_CANCEL_WITHIN_S: Final = 30.0
 _GATHER_LABELS_S: Final = 0.05
 # One in ten samples of the known world looks this foreign.
 _FOREIGN_P: Final = 0.1
@@ -88,6 +91,7 @@ class Conductor:
             more_labels=max(16, config.learner.min_labels // 2),
         )
         self._labels_due = False
+        self._progress: Mapping[str, Any] = {}
         self._problem = ""
         self._sync: SyncClient | None = None
         if config.mqtt is not None:
@@ -124,6 +128,7 @@ class Conductor:
         self._agent.on_feedback(lambda: self._post(self._labelled))
         self._agent.on_activated(lambda _: self._post(self._report))
         self._agent.conductor_status = self.status
+        self._agent.conductor_cancel = self.cancel_training
         self._post(self._resume)
         self._thread.start()
         if self._sync is not None:
@@ -131,7 +136,7 @@ class Conductor:
 
     def stop(self) -> None:
         """Stop everything it started; what was under way is carried on with at the next start."""
-        self._agent.conductor_status = None
+        self._agent.conductor_status = self._agent.conductor_cancel = None
         if self._sync is not None:
             self._sync.stop()
         self._post(self._stop)
@@ -155,6 +160,16 @@ class Conductor:
             "problem": self._problem or desired.problem,
             "sync": None if self._sync is None else self._sync.status(),
         }
+
+    def cancel_training(self) -> bool:
+        """End the training under way, now; its episode waits for more labels.
+
+        Returns:
+            Whether there was one.
+        """
+        cancelled: Future[bool] = Future()
+        self._post(lambda: cancelled.set_result(self._cancel_training()))
+        return cancelled.result(timeout=_CANCEL_WITHIN_S)
 
     # The thread ----------------------------------------------------------------------------------
 
@@ -194,6 +209,7 @@ class Conductor:
         self._poll_samples()
         self._periodic_search()
         self._periodic_report()
+        self._watch_training()
 
     # Events --------------------------------------------------------------------------------------
 
@@ -322,6 +338,24 @@ class Conductor:
             return
         self._apply(number, ev.TrainingDone(training, digest))
 
+    def _cancel_training(self) -> bool:
+        episode = self._episode
+        if episode is None or episode.stage is not Stage.TRAINING:
+            return False
+        log.info("episode %d: the operator cancels its training", episode.number)
+        self._apply(episode.number, ev.TrainingCancelled(episode.trainings))
+        return True
+
+    def _watch_training(self) -> None:
+        """While a training runs, tell of its progress when there is some."""
+        try:
+            progress = self._learner.progress()
+            if progress != self._progress:
+                self._progress = progress
+                self._report()
+        finally:
+            self._after(_PROGRESS_EVERY_S, self._watch_training)
+
     # The operator --------------------------------------------------------------------------------
 
     def _desire(self, wanted: Desired) -> None:
@@ -385,6 +419,7 @@ class Conductor:
             sequence=self._sync.next_sequence(),
             device=self._config.agent.device,
             problem=self._problem,
+            training=self._learner.progress(),
         )
         if report is not None:
             self._sync.report(report)

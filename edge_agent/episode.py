@@ -14,7 +14,8 @@ The stages::
                                            +--> training --> validating --+
 
 A bundle is installed only after its checks (a trial when it came from the catalogue, a
-validation when it was trained here). While the operator has pinned the device, events are still
+validation when it was trained here). A training that is cancelled is not started again before
+more labels have come. While the operator has pinned the device, events are still
 taken in but no action is given out; unpinning gives the actions of the stage reached.
 """
 
@@ -48,6 +49,7 @@ from edge_agent.episode_events import (
     SearchDue,
     SearchFailed,
     Train,
+    TrainingCancelled,
     TrainingDone,
     TrainingFailed,
     TrialVerdict,
@@ -293,6 +295,11 @@ class _Machine:
                 return self._next_candidate(ep, reason, refuse=True)
             case TrainingDone() | TrainingFailed():
                 return self._training_ended(ep, event)
+            case TrainingCancelled(training) if (
+                ep.stage is Stage.TRAINING and training == ep.trainings
+            ):
+                after, _ = self._ask_for_more(ep, "the training was cancelled by the operator")
+                return after, (Cancel(),)
             case ValidationVerdict(digest, passed, reason) if (
                 ep.stage is Stage.VALIDATING and digest == ep.candidate
             ):

@@ -164,6 +164,9 @@ class EpisodeActions:
                 and job_name(current) == name
             ):
                 self._learner.start(name)
+            elif current is None or current.stage is Stage.WAITING_FOR_LABELS:
+                # Cancelled while the job was being written.
+                self._learner.discard()
 
         def failed(reason: str) -> None:
             self._apply(episode.number, ev.TrainingFailed(episode.trainings, reason))

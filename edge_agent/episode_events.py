@@ -98,6 +98,13 @@ class TrainingFailed:
 
 
 @dataclass(frozen=True)
+class TrainingCancelled:
+    """A person does not want training number ``training``."""
+
+    training: int
+
+
+@dataclass(frozen=True)
 class ValidationVerdict:
     """The trained candidate is better than what runs, or not."""
 
@@ -154,6 +161,7 @@ Event = (
     | TrialVerdict
     | TrainingDone
     | TrainingFailed
+    | TrainingCancelled
     | ValidationVerdict
     | GenerationBuilt
     | InstallFailed

@@ -93,6 +93,9 @@ def create_app(agent: Agent, *, episodes: Episodes = list) -> Starlette:
     async def list_episodes(_: Request) -> Response:
         return _json({"episodes": await run_in_threadpool(episodes)})
 
+    async def cancel(_: Request) -> Response:
+        return _json(await run_in_threadpool(_cancel, agent))
+
     async def healthz(_: Request) -> Response:
         serving = agent.serving
         if serving is None:
@@ -109,6 +112,7 @@ def create_app(agent: Agent, *, episodes: Episodes = list) -> Starlette:
         ("GET", "/v1/status", status),
         ("GET", "/v1/generations", generations),
         ("GET", "/v1/episodes", list_episodes),
+        ("POST", "/v1/training/cancel", cancel),
         ("GET", "/healthz", healthz),
         ("GET", "/metrics", metrics),
     ]
@@ -212,6 +216,12 @@ def _feedback(agent: Agent, body: bytes) -> Response:
         except StoreError as error:
             raise _Refused(422, str(error), "send the class's name") from error
     return _json({"accepted": len(labels) - len(unknown), "unknown": unknown})
+
+
+def _cancel(agent: Agent) -> dict[str, bool]:
+    if agent.conductor_cancel is None or not agent.conductor_cancel():
+        raise _Refused(409, "no training is running", "see GET /v1/status")
+    return {"cancelled": True}
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -5,7 +5,12 @@ A pure reading of the agent; the conductor sends it on every change and every fe
 
 from __future__ import annotations
 
-from adapter_store.wire import EpisodeSummary, GenerationSummary, Report
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from adapter_store.wire import EpisodeSummary, GenerationSummary, Report, TrainingProgress
 from edge_agent.agent import Agent
 from edge_agent.desired import DesiredState
 from edge_agent.episode import Episode
@@ -22,6 +27,7 @@ def build_report(
     sequence: int,
     device: str,
     problem: str,
+    training: Mapping[str, Any],
 ) -> Report | None:
     """The report of this moment; None before the first generation."""
     serving = agent.serving
@@ -54,7 +60,25 @@ def build_report(
         ),
         counters={name: float(count) for name, count in agent.status()["counters"].items()},
         problem=(desired.problem or problem)[:_TEXT],
+        training=training_progress(training),
     )
+
+
+def training_progress(progress: Mapping[str, Any]) -> TrainingProgress | None:
+    """What the trainer last wrote of itself, for people elsewhere; None when nothing runs.
+
+    Args:
+        progress: As the learner gives it: ``step``, ``steps``, ``epoch``, ``epochs``,
+            ``accuracy``, ``seconds``; empty when no training runs or none has told yet.
+    """
+    if "steps" not in progress:
+        return None
+    done, steps = progress["step"], progress["steps"]
+    left = progress["seconds"] * (steps - done) / done if done else 0.0
+    try:
+        return msgspec.convert({**progress, "eta_s": left}, TrainingProgress)
+    except msgspec.ValidationError:
+        return None  # written by another version of the trainer
 
 
 def describe_episode(episode: Episode) -> str:

@@ -126,6 +126,9 @@ def test_a_running_agent_answers_refuses_a_second_one_and_stops_on_sigterm(
         assert "generation   1 (3 labels, 1 bundles" in told.output
         everything = invoke("status", "--config", config_path, "--json")
         assert json.loads(everything.output)["device"] == "device-a"
+        cancelled = invoke("cancel-training", "--config", config_path)
+        assert isinstance(cancelled.exception, AgentError)
+        assert "no training is running" in str(cancelled.exception)
         second = invoke("--config", config_path)
         assert isinstance(second.exception, StateLockedError)
         process.send_signal(signal.SIGTERM)

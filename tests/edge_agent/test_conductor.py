@@ -106,6 +106,28 @@ def test_a_device_stopped_while_training_carries_on_after_the_restart(
     assert conductor.status()["trainings"] == 1
 
 
+def test_a_cancelled_training_is_not_started_again_by_itself(
+    agent, config, install, watch, shift
+) -> None:
+    install()
+    never = (sys.executable, "-S", "-E", "-c", "import time; time.sleep(600)")
+    conductor = Conductor(agent, config, trainer_command=never)
+    conductor.start()
+    try:
+        assert not conductor.cancel_training()
+        shift()
+        watch.until("training")
+        assert agent.conductor_cancel()
+        waiting = watch.until("waiting_for_labels")
+        assert not conductor.cancel_training()
+        status = conductor.status()
+    finally:
+        conductor.stop()
+    assert waiting["needed"] > waiting["labels"] >= 30
+    assert "cancelled by the operator" in waiting["note"]
+    assert (status["trainings"], status["training"]) == (1, {})
+
+
 def test_a_shift_without_labels_says_what_it_waits_for(
     agent, config, install, watch, shift
 ) -> None:

@@ -313,3 +313,24 @@ def answers(action: ev.Action) -> st.SearchStrategy[ev.Event]:
         case ev.Activate(number, digest):
             return st.sampled_from([ev.GenerationActivated(number), ev.InstallFailed(digest, "x")])
     raise AssertionError(action)
+
+
+def test_a_cancelled_training_waits_for_more_labels_and_starts_by_itself_only_then() -> None:
+    training, _ = run(opened(OFFLINE), SHIFTED, ev.LabelsAvailable(8), policy=OFFLINE)
+    assert training.stage is Stage.TRAINING
+    cancelled, actions = run(training, ev.TrainingCancelled(training.trainings), policy=OFFLINE)
+    assert (cancelled.stage, actions) == (Stage.WAITING_FOR_LABELS, (ev.Cancel(),))
+    assert cancelled.needed == 8 + OFFLINE.more_labels
+    assert "cancelled by the operator" in cancelled.note
+    assert ep.resume(cancelled, OFFLINE) == ()
+    # What the cancelled trainer still brought comes too late.
+    same, actions = run(cancelled, ev.TrainingDone(training.trainings, T), policy=OFFLINE)
+    assert (same, actions) == (cancelled, ())
+    again, actions = run(cancelled, ev.LabelsAvailable(12), policy=OFFLINE)
+    assert (again.stage, actions) == (Stage.TRAINING, (ev.Train(2),))
+
+
+@pytest.mark.parametrize("training", [0, 2])
+def test_cancelling_another_training_than_the_running_one_changes_nothing(training: int) -> None:
+    episode, _ = run(opened(OFFLINE), SHIFTED, ev.LabelsAvailable(8), policy=OFFLINE)
+    assert run(episode, ev.TrainingCancelled(training), policy=OFFLINE) == (episode, ())

@@ -205,6 +205,15 @@ def test_status_generations_episodes_and_health_are_readable(client, install) ->
     assert client.get("/healthz").json() == {"ok": True, "generation": number}
 
 
+def test_a_training_is_cancelled_and_without_one_it_says_so(client, agent) -> None:
+    assert client.post("/v1/training/cancel").status_code == 409
+    running = [True]
+    agent.conductor_cancel = lambda: bool(running) and running.pop()
+    assert client.post("/v1/training/cancel").json() == {"cancelled": True}
+    refused = client.post("/v1/training/cancel")
+    assert (refused.status_code, refused.json()["error"]) == (409, "no training is running")
+
+
 def test_metrics_speak_prometheus(client, install, make_images) -> None:
     number = install()
     predict(client, npy(make_images((0,), 3)[0]), "application/x-npy")

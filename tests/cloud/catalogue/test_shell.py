@@ -76,6 +76,16 @@ def test_one_device_is_shown_with_its_generations(fleet, run) -> None:
     assert "  generation 1" in out
 
 
+def test_a_training_is_shown_with_a_bar(desk, fleet, run, make_report) -> None:
+    training = wire.TrainingProgress(
+        step=30, steps=100, epoch=6, epochs=20, accuracy=0.814, seconds=3.0, eta_s=7.0
+    )
+    desk.say("device-a", make_report(sequence=2, training=training))
+    bar = "[###-------] epoch 6 of 20, accuracy 0.81, at most 7 s left"
+    assert bar in run("device device-a")[1]
+    assert f"training {bar}" in run("watch --seconds 0")[1]
+
+
 def test_an_adapter_is_approved_by_the_beginning_of_its_id(desk, fleet, run) -> None:
     _, out, _ = run("adapters --status candidate")
     assert fleet[:12] in out
