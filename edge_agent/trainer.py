@@ -168,6 +168,7 @@ def _trained_tensors(
     # Imported here and not above: without torch this process must still start and say so.
     import torch  # noqa: PLC0415
 
+    from edge_agent.objectives import CosineHead  # noqa: PLC0415
     from edge_agent.trainer_loop import Progress, Recipe, train  # noqa: PLC0415
     from exporter.families import adapter_family, initial_tensors  # noqa: PLC0415
     from exporter.programs import load_training_program  # noqa: PLC0415
@@ -191,13 +192,11 @@ def _trained_tensors(
         hidden,
         targets.astype(np.int64),
         usable or fresh,
-        head.astype(np.float32),
-        earlier=usable,
+        CosineHead(head.astype(np.float32), momentum=job.momentum, earlier=usable),
         recipe=Recipe(
             epochs=job.epochs,
             batch_size=job.batch_size,
             learning_rate=job.learning_rate,
-            momentum=job.momentum,
             seed=job.seed,
             max_seconds=job.max_seconds,
         ),
