@@ -40,8 +40,7 @@ class Components:
             adjacent and in the order its evidence comes in.
         label: int64 [k], the index into ``labels``.
         labels: The distinct label names, sorted.
-        free: bool [groups], groups whose own space is the base space: looking again costs no
-            encoder pass and no round.
+        free: bool [groups], groups without an adapter: there is nothing more to look at.
     """
 
     owner: IntArray
@@ -88,8 +87,8 @@ def route(
         first: float64 [n, k], the base head's posterior over components; rows sum to one.
         components: What the k columns are.
         evidence: ``evidence(group, rows)`` gives float64 [len(rows), components of group],
-            P(label | group) in the group's own space; called at most once for a group and
-            row, and never for a group that no row's answer names.
+            P(label | group) once the group's adapter has looked; called at most once for a group
+            and row, and never for a group that is free or that no row's answer names.
         max_rounds: Most adapters to run for one sample; the answer after that stands.
 
     Returns:
@@ -102,8 +101,7 @@ def route(
     active = rows
     while active.size:
         _, group = _decide(posterior[active], components)
-        affordable = components.free[group] | (passes[active] < max_rounds)
-        unseen = ~visited[active, group] & affordable
+        unseen = ~visited[active, group] & ~components.free[group] & (passes[active] < max_rounds)
         active, group = active[unseen], group[unseen]
         for named in np.unique(group):
             asking = active[group == named]
@@ -112,8 +110,7 @@ def route(
             mass = posterior[block].sum(axis=1, keepdims=True)
             posterior[block] = mass * evidence(int(named), asking)
             visited[asking, named] = True
-            if not components.free[named]:
-                passes[asking] += 1
+            passes[asking] += 1
     label, group = _decide(posterior, components)
     probabilities = _by_label(posterior, components)
     probabilities /= np.maximum(probabilities.sum(axis=1, keepdims=True), _NO_MASS)

@@ -8,7 +8,7 @@ score and every adapter pass share it. Nothing here journals, alarms or writes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from adapter_store.bundle import FROZEN, Bundle
+from edge_agent.decision import Decision
 from edge_agent.errors import InstallError
-from edge_agent.router import Components, FloatArray, IntArray, Route, route
+from edge_agent.router import FloatArray, IntArray, Route
 from exporter.errors import EncoderError, PreprocessError
 from exporter.package import PREFIX_KEY, SUFFIX_KEY, WEIGHTS, EncoderPackage
 from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
 from ood.detector import Detector
-from ood.statistics import ClassStatistics, GaussianHead, l2_normalise, shrunk_covariance
+from ood.statistics import l2_normalise
 
 _BATCH: Final = 32  # bounds the memory of one inference, whatever a request holds
 _NOISE_SEED: Final = 20_240_229
@@ -112,7 +113,6 @@ class Serving:
         self._digest = digest
         self._sessions = sessions
         self._package = sessions.package
-        self._max_rounds = max_rounds
         self._order = tuple(self.bundles)
         groups = list(self.bundles.values())
         self.detector = Detector.fit(
@@ -120,13 +120,12 @@ class Serving:
             calibration_features.astype(np.float32),
             false_alarm_every=false_alarm_every,
         )
-        self._head = self.detector.head
-        self._components = Components.of(
-            self._head.components, [bundle.manifest.family == FROZEN for bundle in groups]
+        self._decision = Decision(
+            self.detector.mixture,
+            [None if bundle.manifest.family == FROZEN else bundle.own for bundle in groups],
+            max_rounds=max_rounds,
         )
-        self.labels = self._components.labels
-        self._prior = 1.0 / np.bincount(self._components.label)[self._components.label]
-        self._own = own_heads([bundle.own for bundle in groups])
+        self.labels = self._decision.labels
         self._suffix_share = suffix_share(sessions.package)
 
     def predict(self, images: NDArray[np.uint8]) -> list[Answer]:
@@ -211,25 +210,11 @@ class Serving:
     def _route(self, hidden: NDArray[np.float32], features: NDArray[np.float32]) -> Route:
         groups = list(self.bundles.values())
 
-        def evidence(group: int, rows: IntArray) -> FloatArray:
-            head = self._own[group]
-            if self._components.free[group]:
-                own = features[rows]
-            else:
-                own = l2_normalise(self._suffix(hidden[rows], groups[group]))
-            return head.label_probabilities(head.log_likelihoods(own))
+        def own_features(group: int, rows: IntArray) -> NDArray[np.float32]:
+            bundle = groups[group]
+            return l2_normalise(self._suffix(hidden[rows], bundle)[:, : bundle.own.dim])
 
-        return route(
-            self._first_guess(features), self._components, evidence, max_rounds=self._max_rounds
-        )
-
-    def _first_guess(self, features: NDArray[np.float32]) -> FloatArray:
-        """The base head's posterior over components, every label equally likely a priori."""
-        log_likelihoods = self._head.log_likelihoods(features)
-        weights = np.exp(log_likelihoods - log_likelihoods.max(axis=1, keepdims=True))
-        weights *= self._prior
-        posterior: FloatArray = weights / weights.sum(axis=1, keepdims=True)
-        return posterior
+        return self._decision.route(features, own_features)
 
     def _suffix(self, hidden: NDArray[np.float32], bundle: Bundle) -> NDArray[np.float32]:
         if bundle.manifest.family == FROZEN:
@@ -243,7 +228,7 @@ class Serving:
                 sample_id="",
                 label=self.labels[label],
                 probability=float(routed.probabilities[row, label]),
-                adapter=None if self._components.free[group] else self._order[group],
+                adapter=self._order[group] if self._decision.adapts[group] else None,
                 ood_score=float(scores[row]),
                 p_value=float(p_values[row]),
                 generation=self.number,
@@ -251,27 +236,6 @@ class Serving:
             )
             for row, (label, group) in enumerate(zip(routed.label, routed.group, strict=True))
         ]
-
-
-def own_heads(groups: Sequence[ClassStatistics]) -> list[GaussianHead]:
-    """For each bundle the head over its own labels, in its own space.
-
-    A bundle learned from few samples cannot estimate a covariance alone: the covariance pooled
-    over all bundles stands in for as many samples as features have dimensions (the mean of an
-    inverse-Wishart posterior), and matters less the more samples the bundle has of its own.
-
-    Args:
-        groups: Every bundle's statistics in its own space, in canonical order.
-    """
-    freedoms = [group.samples - len(group.labels) for group in groups]
-    scatter = np.sum([group.scatter for group in groups], axis=0)
-    pooled, _ = shrunk_covariance(scatter, freedom=sum(freedoms))
-    heads = []
-    for group, freedom in zip(groups, freedoms, strict=True):
-        prior = group.dim
-        covariance, _ = shrunk_covariance(group.scatter + prior * pooled, freedom=freedom + prior)
-        heads.append(GaussianHead([(0, label) for label in group.labels], group.means, covariance))
-    return heads
 
 
 def suffix_share(package: EncoderPackage) -> float:

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from ood.alarm import Alarm, AlarmState, ShiftTest
 from ood.calibration import Calibration, score_quantiles
+from ood.mixture import Mixture
 from ood.scores import MahalanobisScore
-from ood.statistics import ClassStatistics, GaussianHead
+from ood.statistics import ClassStatistics
 from ood.validation import FloatArray, check_features
 
 
@@ -24,6 +25,7 @@ class Detector:
     """Scores samples and watches their stream; immutable.
 
     Attributes:
+        mixture: the head of everything installed, shared with whoever classifies.
         calibration: the calibration scores.
         test: the sequential test.
 
@@ -37,8 +39,9 @@ class Detector:
         True
     """
 
-    def __init__(self, score: MahalanobisScore, calibration: Calibration, test: ShiftTest) -> None:
-        self._score = score
+    def __init__(self, mixture: Mixture, calibration: Calibration, test: ShiftTest) -> None:
+        self.mixture = mixture
+        self._score = MahalanobisScore(mixture.head)
         self.calibration = calibration
         self.test = test
 
@@ -61,19 +64,14 @@ class Detector:
         Raises:
             OodError: the statistics or features are unusable, or the budget is out of range.
         """
-        score = MahalanobisScore.from_statistics(groups)
-        features = check_features(calibration_features, dim=score.head.dim)
-        distances = score.head.distances(features)
+        mixture = Mixture.from_statistics(groups)
+        features = check_features(calibration_features, dim=mixture.head.dim)
+        distances = mixture.head.distances(features)
         scores = distances.min(axis=1)
         test = ShiftTest(
             scores, false_alarm_every=false_alarm_every, class_of=distances.argmin(axis=1)
         )
-        return cls(score, Calibration(scores), test)
-
-    @property
-    def head(self) -> GaussianHead:
-        """The Gaussian head behind the score."""
-        return self._score.head
+        return cls(mixture, Calibration(scores), test)
 
     def score(self, features: npt.ArrayLike) -> FloatArray:
         """Return how foreign each sample is, float64 [n]; higher is more foreign.

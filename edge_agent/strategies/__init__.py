@@ -10,7 +10,10 @@ from edge_agent.strategies.base import Prediction, Predictor, Strategy, Task
 
 # Name to the module and class; imported only when asked for.
 _STRATEGIES: Final = {
+    "driftkeel": ("edge_agent.strategies.driftkeel", "Driftkeel"),
     "frozen": ("edge_agent.strategies.frozen", "Frozen"),
+    "joint": ("edge_agent.strategies.joint", "Joint"),
+    "ridge": ("edge_agent.strategies.ridge", "Ridge"),
 }
 NAMES: Final = tuple(sorted(_STRATEGIES))
 

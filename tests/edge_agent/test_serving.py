@@ -9,9 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from adapter_store.bundle import Bundle, bundle_digest, unpack
+from edge_agent.decision import own_heads
 from edge_agent.errors import InstallError
 from edge_agent.fit import encode
-from edge_agent.serving import Serving, own_heads, suffix_share
+from edge_agent.serving import Serving, suffix_share
 from exporter.errors import PreprocessError
 from exporter.sessions import EncoderSessions
 from ood.statistics import ClassStatistics

@@ -94,8 +94,8 @@ def test_another_generation_starts_without_evidence_but_counts_on(digits, detect
     assert wider.test.accepts(restored)
 
 
-def test_the_detector_shares_the_head(detector) -> None:
-    assert detector.head.labels == ("0", "1", "2", "3", "4")
+def test_the_detector_shares_its_mixture(detector) -> None:
+    assert detector.mixture.labels == ("0", "1", "2", "3", "4")
 
 
 def test_what_does_not_fit_is_refused(detector) -> None:
