@@ -2,8 +2,8 @@
 
 The trainer's process and the strategies call it; with `edge_agent.objectives` it is what imports
 torch. It knows batches, learning rates and checkpoints; the loss, the head and whatever happens
-after a step are the objective's. A checkpoint after every epoch makes a killed training resume to
-the same weights, bit for bit.
+after a step are the objective's. Checkpoints, after every epoch and every few seconds between, make
+a training that is killed at any step resume to the same weights, bit for bit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -26,6 +26,14 @@ from adapter_store.blobs import write_durably
 
 Floats = NDArray[np.float32]
 Program = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+
+
+class Rows(Protocol):
+    """Samples' activations, in memory or not: an array, or what reads like one."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.floating[Any]]:
+        """Some of the rows, float16 or float32 [b, ...]."""
+
 
 _SGD_MOMENTUM: Final = 0.9
 
@@ -42,6 +50,10 @@ class Recipe:
         max_seconds: Budget over all starts; the epoch in progress is finished.
         optimiser: ``adamw``, or ``sgd`` with momentum 0.9.
         weight_decay: Of the optimiser; on the adapter and what is trained beside it.
+        patience: Epochs without a better loss on the validation part before training stops; 0 runs
+            them all. The best epoch's weights are kept in either case.
+        micro_batch: Samples run at once, to bound memory; the gradients of a step are summed over
+            its parts. None runs the batch whole.
         precision: Of the encoder's pass; ``bfloat16`` trains about 2.5 times faster where the
             processor knows it. Weights, head and loss are float32 either way.
     """
@@ -53,18 +65,46 @@ class Recipe:
     max_seconds: float = math.inf
     optimiser: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 1e-4
+    patience: int = 0
+    micro_batch: int | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished epoch."""
+    """How far training is.
+
+    Attributes:
+        epoch: Finished passes.
+        epochs: Passes of the whole training.
+        loss: Mean over the pass, or over what is done of it.
+        accuracy: Share of samples right on the validation part after the last pass; without one,
+            among those trained on in this pass.
+        seconds: Spent over all starts.
+        step: Steps taken.
+        steps: Steps of the whole training.
+    """
 
     epoch: int
     epochs: int
     loss: float
     accuracy: float
     seconds: float
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Samples that training does not learn from but stops by.
+
+    Attributes:
+        hidden: Prefix activations [n, ...].
+        targets: Class of each sample, int64 [n].
+    """
+
+    hidden: Rows
+    targets: NDArray[np.int64]
 
 
 class Objective(Protocol):
@@ -77,7 +117,7 @@ class Objective(Protocol):
         """Other state that steps change in place, by name; checkpointed."""
 
     def loss(self, features: Tensor, classes: Tensor) -> Tensor:
-        """Of a batch: raw features float32 [b, d], class indices int64 [b]; a scalar."""
+        """Mean over a batch: raw features float32 [b, d], class indices int64 [b]; a scalar."""
 
     def correct(self, features: Tensor, classes: Tensor) -> int:
         """Samples of a batch that are right, without gradients; for progress only."""
@@ -91,7 +131,7 @@ class Objective(Protocol):
 
 def train(
     program: Program,
-    hidden: NDArray[np.floating[Any]],
+    hidden: Rows,
     targets: NDArray[np.int64],
     initial: Mapping[str, Floats],
     objective: Objective,
@@ -99,6 +139,8 @@ def train(
     recipe: Recipe,
     checkpoint: Path | None,
     report: Callable[[Progress], None],
+    validation: Validation | None = None,
+    checkpoint_every_s: float = 10.0,
     should_stop: Callable[[Progress, Mapping[str, Tensor]], bool] | None = None,
 ) -> dict[str, Floats]:
     """Train an adapter.
@@ -112,7 +154,10 @@ def train(
             its state afterwards.
         recipe: How to train.
         checkpoint: Where progress is kept, and an existing one is carried on from; None keeps none.
-        report: Called after every epoch.
+        report: Called after every epoch and every checkpoint.
+        validation: Looked at after every epoch; the weights of the epoch with the least loss on it
+            are returned. None returns the last epoch's.
+        checkpoint_every_s: Seconds between two checkpoints within an epoch.
         should_stop: Asked after every epoch, with its progress and the adapter as it is; a true
             answer ends the training.
 
@@ -122,45 +167,138 @@ def train(
     torch.use_deterministic_algorithms(True)
     tensors = {k: torch.from_numpy(v.copy()).requires_grad_() for k, v in sorted(initial.items())}
     optimiser = _optimiser(recipe, [*tensors.values(), *objective.parameters().values()])
-    state = _State(tensors, objective, optimiser)
-    done, spent = state.load(checkpoint)
-    inputs, classes = torch.from_numpy(hidden), torch.from_numpy(targets)
+    at, best = _Position(), _Best()
+    state = _State(tensors, objective, optimiser, best)
+    state.load(checkpoint, at)
     batches = math.ceil(len(targets) / recipe.batch_size)
-    started = time.monotonic() - spent
-    for epoch in range(done, recipe.epochs):
-        if time.monotonic() - started > recipe.max_seconds:
+    steps = recipe.epochs * batches
+    saved = time.monotonic()
+    started = saved - at.seconds
+
+    def progress() -> Progress:
+        accuracy = at.hits / max(at.samples, 1) if validation is None else at.validated
+        done = at.epoch * batches + at.step
+        mean = at.loss / max(at.samples, 1)
+        return Progress(at.epoch, recipe.epochs, mean, accuracy, at.seconds, done, steps)
+
+    while at.epoch < recipe.epochs:
+        exhausted = 0 < recipe.patience <= at.epoch - best.epoch and best.weights
+        if at.step == 0 and (exhausted or time.monotonic() - started > recipe.max_seconds):
             break
         # The order depends on seed and epoch alone, so a resumed epoch sees the same batches.
-        order = np.random.default_rng((recipe.seed, epoch)).permutation(len(targets))
-        frozen = objective.adapter_frozen(epoch)
-        total, hits = 0.0, 0
-        for index, rows in enumerate(np.array_split(order, batches)):
-            part = torch.from_numpy(rows)
-            position = (epoch * batches + index) / (recipe.epochs * batches)
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * position))
-            with (
-                torch.set_grad_enabled(not frozen),
-                torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"),
-            ):
-                features = program(inputs[part].float(), tensors)
-            features = features.float()
+        order = np.random.default_rng((recipe.seed, at.epoch)).permutation(len(targets))
+        frozen = objective.adapter_frozen(at.epoch)
+        for rows in np.array_split(order, batches)[at.step :]:
+            _set_rate(optimiser, recipe, (at.epoch * batches + at.step) / steps)
+            learned = np.zeros(2)
             optimiser.zero_grad()
-            loss = objective.loss(features, classes[part])
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part in _micro(rows, recipe):
+                classes = torch.from_numpy(targets[part])
+                with torch.set_grad_enabled(not frozen):
+                    features = _features(program, hidden, part, tensors, recipe)
+                learned += _backward(objective, features, classes, len(part) / len(rows))
             with torch.no_grad():
-                hits += objective.correct(features, classes[part])
                 # Without a gradient a tensor is left alone, by weight decay too.
                 optimiser.step()
                 objective.after_step(tensors)
-            total += float(loss.detach()) * len(rows)
-        spent = time.monotonic() - started
-        state.save(checkpoint, epoch + 1, spent)
-        progress = Progress(epoch + 1, recipe.epochs, total / len(order), hits / len(order), spent)
-        report(progress)
-        if should_stop is not None and should_stop(progress, tensors):
+            at.took(float(learned[0]), int(learned[1]), len(rows))
+            if at.step < batches and time.monotonic() - saved >= checkpoint_every_s:
+                at.seconds = time.monotonic() - started
+                state.save(checkpoint, at)
+                report(progress())
+                saved = time.monotonic()
+        at.epoch, at.step = at.epoch + 1, 0
+        if validation is not None:
+            held, at.validated = _validated(program, validation, tensors, objective, recipe)
+            best.consider(at.epoch, held, state.leaves())
+        at.seconds = time.monotonic() - started
+        told = progress()
+        at.samples, at.hits, at.loss = 0, 0, 0.0
+        state.save(checkpoint, at)
+        saved = time.monotonic()
+        report(told)
+        if should_stop is not None and should_stop(told, tensors):
             break
+    best.restore(state.leaves())
     return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+
+
+def saved_bytes(program: Program, hidden: Rows, initial: Mapping[str, Floats]) -> int:
+    """Bytes that one sample's pass keeps for its gradient; the same for every sample.
+
+    Args:
+        program: As for :func:`train`.
+        hidden: Prefix activations; the first is used.
+        initial: Any adapter's tensors.
+    """
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    tensors = {name: torch.from_numpy(v.copy()).requires_grad_() for name, v in initial.items()}
+    first = torch.from_numpy(np.asarray(hidden[np.array([0])], dtype=np.float32))
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        program(first, tensors)
+    return kept
+
+
+def _features(
+    program: Program,
+    hidden: Rows,
+    rows: NDArray[np.int64],
+    tensors: Mapping[str, Tensor],
+    recipe: Recipe,
+) -> Tensor:
+    inputs = torch.from_numpy(np.asarray(hidden[rows], dtype=np.float32))
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        features = program(inputs, tensors)
+    return features.float()
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, recipe: Recipe, position: float) -> None:
+    """The learning rate at a place in the training, 0..1: a half cosine from its peak to zero."""
+    for group in optimiser.param_groups:
+        group["lr"] = recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * position))
+
+
+def _backward(
+    objective: Objective, features: Tensor, classes: Tensor, share: float
+) -> tuple[float, int]:
+    """Add a part's gradient to its batch's; the part's summed loss and its hits."""
+    loss = objective.loss(features, classes)
+    # The mean over a batch is the weighted mean over its parts.
+    (loss * share).backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        return float(loss.detach()) * len(classes), objective.correct(features, classes)
+
+
+def _micro(rows: NDArray[np.int64], recipe: Recipe) -> list[NDArray[np.int64]]:
+    size = recipe.micro_batch or len(rows)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+@torch.no_grad()
+def _validated(
+    program: Program,
+    validation: Validation,
+    tensors: Mapping[str, Tensor],
+    objective: Objective,
+    recipe: Recipe,
+) -> tuple[float, float]:
+    """Mean loss and accuracy on the validation part."""
+    every = np.arange(len(validation.targets))
+    size = min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
+    loss, hits = 0.0, 0
+    for start in range(0, len(every), size):
+        part = every[start : start + size]
+        classes = torch.from_numpy(validation.targets[part])
+        features = _features(program, validation.hidden, part, tensors, recipe)
+        loss += float(objective.loss(features, classes)) * len(part)
+        hits += objective.correct(features, classes)
+    return loss / len(every), hits / len(every)
 
 
 def _optimiser(recipe: Recipe, leaves: list[Tensor]) -> torch.optim.Optimizer:
@@ -178,35 +316,78 @@ def _optimiser(recipe: Recipe, leaves: list[Tensor]) -> torch.optim.Optimizer:
     )
 
 
+@dataclass
+class _Position:
+    """Where training is: finished epochs, steps into the next, and what that one gave so far."""
+
+    epoch: int = 0
+    step: int = 0
+    samples: int = 0
+    hits: int = 0
+    loss: float = 0.0
+    validated: float = 0.0
+    seconds: float = 0.0
+
+    def took(self, loss: float, hits: int, samples: int) -> None:
+        """One more step, on so many samples."""
+        self.step += 1
+        self.loss += loss
+        self.hits += hits
+        self.samples += samples
+
+
+@dataclass
+class _Best:
+    """The weights of the epoch that did best on the validation part."""
+
+    epoch: int = 0
+    loss: float = math.inf
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def consider(self, epoch: int, loss: float, leaves: Mapping[str, Tensor]) -> None:
+        if loss < self.loss:
+            self.epoch, self.loss = epoch, loss
+            self.weights = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+
+    @torch.no_grad()
+    def restore(self, leaves: Mapping[str, Tensor]) -> None:
+        for name, weight in self.weights.items():
+            leaves[name].copy_(weight)
+
+
 @dataclass(frozen=True)
 class _State:
-    """What a checkpoint holds, by name: weights, objective's buffers, optimiser's moments."""
+    """What a checkpoint holds, by name: weights (now and best), buffers, optimiser's moments."""
 
     tensors: Mapping[str, Tensor]
     objective: Objective
     optimiser: torch.optim.Optimizer
+    best: _Best
 
-    def save(self, path: Path | None, epoch: int, seconds: float) -> None:
+    def save(self, path: Path | None, at: _Position) -> None:
         if path is None:
             return
         arrays: dict[str, NDArray[Any]] = {}
-        for name, leaf in self._leaves().items():
+        for name, leaf in self.leaves().items():
             arrays[f"weight:{name}"] = leaf.detach().numpy()
             for key, value in self.optimiser.state.get(leaf, {}).items():
                 arrays[f"optimiser:{key}:{name}"] = value.numpy()
         for name, buffer in self.objective.buffers().items():
             arrays[f"buffer:{name}"] = buffer.numpy()
-        metadata = {"epoch": str(epoch), "seconds": repr(seconds)}
+        for name, weight in self.best.weights.items():
+            arrays[f"best:{name}"] = weight.numpy()
+        numbers = {**asdict(at), "best_epoch": self.best.epoch, "best_loss": self.best.loss}
         # np.ascontiguousarray would turn a scalar, such as a step count, into a vector.
         arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
+        metadata = {name: repr(number) for name, number in numbers.items()}
         write_durably(path, save(arrays, metadata=metadata))
 
-    def load(self, path: Path | None) -> tuple[int, float]:
-        """Restore everything; (finished epochs, seconds spent), zeros without a file."""
+    def load(self, path: Path | None, at: _Position) -> None:
+        """Restore everything; nothing without a file."""
         if path is None or not path.exists():
-            return 0, 0.0
+            return
         with safe_open(path, framework="np") as file, torch.no_grad():
-            leaves = self._leaves()
+            leaves = self.leaves()
             for key in file.keys():  # noqa: SIM118 - not a dictionary
                 kind, _, name = key.partition(":")
                 value = torch.from_numpy(file.get_tensor(key).copy())
@@ -214,12 +395,16 @@ class _State:
                     leaves[name].copy_(value)
                 elif kind == "buffer":
                     self.objective.buffers()[name].copy_(value)
+                elif kind == "best":
+                    self.best.weights[name] = value
                 else:
                     moment, _, name = name.partition(":")
                     self.optimiser.state[leaves[name]][moment] = value
             metadata = file.metadata()
-        return int(metadata["epoch"]), float(metadata["seconds"])
+        for part in fields(at):
+            setattr(at, part.name, type(getattr(at, part.name))(metadata[part.name]))
+        self.best.epoch, self.best.loss = int(metadata["best_epoch"]), float(metadata["best_loss"])
 
-    def _leaves(self) -> dict[str, Tensor]:
+    def leaves(self) -> dict[str, Tensor]:
         beside = {f"objective.{name}": leaf for name, leaf in self.objective.parameters().items()}
         return {**self.tensors, **beside}
