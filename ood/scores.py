@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ood.errors import OodError
-from ood.projection import gaussian_matrix
+from ood.hyperdimensional import ClassHypervectors
 from ood.statistics import ClassStatistics, GaussianHead
-from ood.validation import FloatArray, check_features
-
-HYPERVECTOR_SIZE = 2048
+from ood.validation import FloatArray
 
 
 class Score(Protocol):
@@ -69,11 +67,9 @@ class MahalanobisScore:
 class HyperdimensionalScore:
     """Minus the largest cosine between a sample's hypervector and a class's.
 
-    A sample's hypervector is its feature, minus the mean of the class means, under a fixed random
-    projection; a class is the bundle (sum) of its samples' hypervectors. After Wilson, Fischer,
-    Sünderhauf and Dayoub, "Hyperdimensional feature fusion for out-of-distribution detection"
-    (2023), for one block of features. Projection and bundling are linear, so counts and means are
-    a sufficient state: it merges exactly, the common centre included.
+    The hypervectors are `ood.hyperdimensional.ClassHypervectors`, of the merged class means.
+    Projection and bundling are linear, so counts and means are a sufficient state: it merges
+    exactly, the common centre included.
 
     Attributes:
         statistics: the merged class statistics.
@@ -83,14 +79,7 @@ class HyperdimensionalScore:
     def __init__(self, statistics: ClassStatistics, seed: str) -> None:
         self.statistics = statistics
         self.seed = seed
-        self._centre = statistics.means.mean(axis=0)
-        projection = gaussian_matrix(
-            statistics.dim, HYPERVECTOR_SIZE, seed=seed, purpose="hyperdimensional score"
-        )
-        self._projection = (projection / np.sqrt(HYPERVECTOR_SIZE)).astype(np.float32)
-        bundles = (statistics.means - self._centre) @ self._projection
-        # A class that is the centre (the only class) has no direction; its cosine is zero.
-        self._classes = _unit_rows(bundles).astype(np.float32).T
+        self._classes = ClassHypervectors(statistics.means, seed)
 
     @classmethod
     def fit(
@@ -132,15 +121,5 @@ class HyperdimensionalScore:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        rows = check_features(features, dim=self.statistics.dim) - self._centre
-        hypervectors = _unit_rows(rows.astype(np.float32) @ self._projection)
-        result: FloatArray = np.clip(-(hypervectors @ self._classes).max(axis=1), -1, 1).astype(
-            np.float64
-        )
+        result: FloatArray = -self._classes.cosines(features).max(axis=1)
         return result
-
-
-def _unit_rows(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: npt.NDArray[np.floating] = rows / np.where(norm > 1e-12, norm, np.inf)
-    return unit
