@@ -123,6 +123,10 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
         momentum: Share of the mean of the earlier adapters mixed in after every step.
         threads: Threads the training process may use.
         max_seconds: Wall-clock budget of one training; it stops there with what it has.
+        max_memory: Most memory the training process may take, in MB.
+        patience: Epochs without a better result on a part kept aside before training ends; 0
+            runs them all.
+        checkpoint_every_s: Seconds of training that a kill may cost.
         seed: Seed of everything random in training; the same seed gives the same weights.
     """
 
@@ -135,6 +139,9 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
     momentum: Fraction = 0.1
     threads: Positive = 1
     max_seconds: PositiveFloat = 600.0
+    max_memory: Positive = 1024
+    patience: Annotated[int, msgspec.Meta(ge=0)] = 5
+    checkpoint_every_s: PositiveFloat = 10.0
     seed: int = 0
 
 

@@ -21,3 +21,11 @@ class TrainingDataError(AgentError):
 
 class StrategyError(AgentError):
     """A strategy cannot be found, or cannot learn what it was given."""
+
+
+class BenchmarkError(AgentError):
+    """A benchmark's data, encoder or settings cannot be used, or a run of it failed."""
+
+
+class TrainingMemoryError(AgentError):
+    """A training does not fit into ``learner.max_memory``."""

@@ -13,16 +13,18 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from adapter_store.blobs import write_durably
-from adapter_store.bundle import Bundle, Manifest, pack
+from adapter_store.bundle import FROZEN, Bundle, Manifest, pack
+from edge_agent.cleaning import trusted_labels
+from edge_agent.decision import Decision
 from edge_agent.errors import TrainingDataError
 from edge_agent.training_job import (
     CHECKPOINT,
@@ -34,18 +36,29 @@ from edge_agent.training_job import (
     RESULT,
     TrainingJob,
     read_job,
+    split_stopping,
 )
+from edge_agent.training_memory import (
+    Activations,
+    Chosen,
+    MemoryBudget,
+    peak_bytes,
+    planned_micro_batch,
+)
+from edge_agent.trials import Answers, earns_its_place
 from exporter.package import EncoderPackage
 from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
 from ood.calibration import score_quantiles
 from ood.errors import DriftkeelError
+from ood.mixture import Mixture
 from ood.scores import MahalanobisScore
 from ood.signature import signature
-from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
+from ood.statistics import ClassStatistics, l2_normalise
 
 _NICE: Final = 10
 _BATCH: Final = 32
+_MAX_ROUNDS: Final = 4
 _PR_SET_PDEATHSIG: Final = 1
 
 Floats = NDArray[np.float32]
@@ -79,6 +92,10 @@ def main(arguments: list[str]) -> int:
 def make_bundle(directory: Path) -> bytes:
     """Train, measure and pack.
 
+    The samples have three parts, class by class: most are trained on; a fifth of those, where that
+    is enough, only says when to stop; and what the job holds out decides whether the adapter earns
+    its place. One that does not is left out, and the bundle is class statistics alone.
+
     Args:
         directory: The job.
 
@@ -88,6 +105,7 @@ def make_bundle(directory: Path) -> bytes:
     Raises:
         ImportError: Torch is not installed.
         TrainingDataError: The job cannot be used.
+        TrainingMemoryError: It does not fit into the memory the job allows.
         ExporterError: The encoder is another or damaged, or the trained adapter's graph does not
             compute what was trained.
     """
@@ -98,43 +116,59 @@ def make_bundle(directory: Path) -> bytes:
             f"the job is for encoder {job.encoder[:12]}, {job.encoder_dir} holds "
             f"{package.digest[:12]}"
         )
+    budget = MemoryBudget.of_megabytes(job.max_memory)
     sessions = EncoderSessions(package, threads=job.threads)
-    hidden = _in_batches(lambda rows: sessions.prefix(prepare(rows, package)), images)
-    base = _features(sessions, hidden, None, job.family)
+    hidden, base = _encoded(directory, sessions, images, budget)
+    del images
     labels = np.array(job.labels, dtype=object)
     trained, held = np.array(job.trained()), np.array(job.held_out())
+    trusted = trusted_labels(base[trained], list(labels[trained]))
+    learned = trained[trusted]
+    statistics = ClassStatistics.fit(base[learned], list(labels[learned]))
     tensors = _trained_tensors(
-        directory, job, package, hidden=hidden[trained], base=base[trained], earlier=earlier
+        directory, job, package, hidden, learned, base=base, earlier=earlier, budget=budget
     )
-    _check_parity(package, job.family, tensors, hidden[held[:_BATCH]])
-    own = _features(sessions, hidden, tensors, job.family)
-    base_statistics = ClassStatistics.fit(base[trained], list(labels[trained]))
-    own_statistics = ClassStatistics.fit(own[trained], list(labels[trained]))
-    scores = MahalanobisScore.from_statistics([base_statistics]).score(base[held])
+    _check_parity(package, job.family, tensors, hidden[held[:_BATCH]].astype(np.float32))
+    own = _own_features(sessions, hidden, np.concatenate([learned, held]), tensors, job.family)
+    own_statistics = ClassStatistics.fit(own[: len(learned)], list(labels[learned]))
+    verdict = earns_its_place(
+        Answers(
+            truth=list(labels[held]),
+            current=_answers(statistics, None, base[held], None),
+            candidate=_answers(statistics, own_statistics, base[held], own[len(learned) :]),
+        )
+    )
+    log.info("%s", verdict.reason)
+    kept = verdict.accepted
+    scores = MahalanobisScore.from_statistics([statistics]).score(base[held])
     manifest = Manifest(
         encoder=job.encoder,
-        family=job.family,
-        rank=job.rank,
-        sites=package.sites,
-        labels=own_statistics.labels,
+        family=job.family if kept else FROZEN,
+        rank=job.rank if kept else 0,
+        sites=package.sites if kept else (),
+        labels=statistics.labels,
         task=job.task,
         created_at=job.created_at,
         created_by=job.device,
         parents=tuple(sorted(job.parents)),
-        samples=len(trained),
+        samples=len(learned),
         metrics={
             "held_out_samples": float(len(held)),
-            "held_out_accuracy": _accuracy(own_statistics, own[held], labels[held]),
-            "held_out_accuracy_base": _accuracy(base_statistics, base[held], labels[held]),
+            "held_out_accuracy": verdict.metrics[
+                "held_out_accuracy_adapter" if kept else "held_out_accuracy_base"
+            ],
+            "doubted_labels": float(np.sum(~trusted)),
+            **verdict.metrics,
         },
         score_quantiles=tuple(score_quantiles(scores)),
     )
+    budget.check()
     return pack(
         Bundle(
             manifest=manifest,
-            tensors=tensors,
-            base=base_statistics,
-            own=own_statistics,
+            tensors=tensors if kept else {},
+            base=statistics,
+            own=own_statistics if kept else statistics,
             signature=signature(base, seed=job.encoder),
         )
     )
@@ -160,37 +194,55 @@ def _trained_tensors(
     directory: Path,
     job: TrainingJob,
     package: EncoderPackage,
+    hidden: Activations,
+    learned: NDArray[np.int64],
     *,
-    hidden: Floats,
     base: Floats,
     earlier: Mapping[str, Floats],
+    budget: MemoryBudget,
 ) -> dict[str, Floats]:
     # Imported here and not above: without torch this process must still start and say so.
     import torch  # noqa: PLC0415
 
     from edge_agent.objectives import CosineHead  # noqa: PLC0415
-    from edge_agent.trainer_loop import Progress, Recipe, train  # noqa: PLC0415
+    from edge_agent.trainer_loop import (  # noqa: PLC0415
+        Progress,
+        Recipe,
+        Validation,
+        saved_bytes,
+        train,
+    )
     from exporter.families import adapter_family, initial_tensors  # noqa: PLC0415
     from exporter.programs import load_training_program  # noqa: PLC0415
 
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
-    names, targets = np.unique([job.labels[i] for i in job.trained()], return_inverse=True)
-    dims = {name: site.dim for name, site in package.manifest.sites.items()}
-    fresh = initial_tensors(adapter_family(job.family), dims, job.rank, job.seed)
+    labels = [job.labels[i] for i in learned]
+    names, targets = np.unique(labels, return_inverse=True)
+    fits = np.array(split_stopping([job.ids[i] for i in learned], labels))
+    sites = package.manifest.sites
+    fresh = initial_tensors(adapter_family(job.family), sites, job.rank, job.seed)
     usable = earlier if {k: v.shape for k, v in earlier.items()} == _shapes(fresh) else {}
     if earlier and not usable:
         log.warning("earlier adapters are of other shapes; training without them")
-    head = np.stack([base[targets == k].mean(axis=0) for k in range(len(names))])
+    network = l2_normalise(base[learned, : package.network_dim])
+    head = np.stack([network[targets == k].mean(axis=0) for k in range(len(names))])
+    program = load_training_program(package, job.family)
+    budget.check()
+    micro_batch = planned_micro_batch(
+        directory,
+        lambda: budget.samples_at_once(saved_bytes(program, hidden, fresh), batch=job.batch_size),
+    )
 
     def report(progress: Progress) -> None:
         with (directory / PROGRESS).open("ab") as file:
             file.write(msgspec.json.encode(progress) + b"\n")
+        budget.check()
 
-    return train(
-        load_training_program(package, job.family),
-        hidden,
-        targets.astype(np.int64),
+    tensors = train(
+        program,
+        Chosen(hidden, learned[fits]),
+        targets[fits].astype(np.int64),
         usable or fresh,
         CosineHead(head.astype(np.float32), momentum=job.momentum, earlier=usable),
         recipe=Recipe(
@@ -199,10 +251,20 @@ def _trained_tensors(
             learning_rate=job.learning_rate,
             seed=job.seed,
             max_seconds=job.max_seconds,
+            patience=job.patience,
+            micro_batch=micro_batch,
         ),
         checkpoint=directory / CHECKPOINT,
         report=report,
+        validation=None
+        if fits.all()
+        else Validation(Chosen(hidden, learned[~fits]), targets[~fits].astype(np.int64)),
+        checkpoint_every_s=job.checkpoint_every_s,
     )
+    log.info(
+        "at most %d samples at once; %d MB of %d", micro_batch, peak_bytes() >> 20, job.max_memory
+    )
+    return tensors
 
 
 def _check_parity(
@@ -218,26 +280,56 @@ def _shapes(tensors: Mapping[str, Floats]) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _features(
+def _encoded(
+    directory: Path, sessions: EncoderSessions, images: NDArray[np.uint8], budget: MemoryBudget
+) -> tuple[Activations, Floats]:
+    """Prefix activations [n, ...] in float16, and normalised base features [n, d]."""
+    package = sessions.package
+    hidden = budget.activations(directory, len(images), package.hidden_shape)
+    features = []
+    for start in range(0, len(images), _BATCH):
+        rows = slice(start, min(start + _BATCH, len(images)))
+        activations = sessions.prefix(prepare(images[rows], package))
+        hidden[rows] = activations
+        features.append(sessions.suffix(activations))
+    return hidden, l2_normalise(np.concatenate(features))
+
+
+def _own_features(
     sessions: EncoderSessions,
-    hidden: Floats,
-    tensors: Mapping[str, Floats] | None,
+    hidden: Activations,
+    rows: NDArray[np.int64],
+    tensors: Mapping[str, Floats],
     family: str,
 ) -> Floats:
-    return l2_normalise(_in_batches(lambda rows: sessions.suffix(rows, tensors, family), hidden))
+    """Normalised features of the network's own output with the adapter [rows, network_dim]."""
+    parts = []
+    for start in range(0, len(rows), _BATCH):
+        activations = hidden[rows[start : start + _BATCH]].astype(np.float32)
+        features = sessions.suffix(activations, tensors, family)
+        parts.append(features[:, : sessions.package.network_dim])
+    return l2_normalise(np.concatenate(parts))
 
 
-def _in_batches(function: Callable[[Any], Floats], rows: NDArray[Any]) -> Floats:
-    parts = [function(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)]
-    return np.concatenate(parts).astype(np.float32, copy=False)
+def _answers(
+    statistics: ClassStatistics,
+    own_statistics: ClassStatistics | None,
+    base: Floats,
+    own: Floats | None,
+) -> list[str]:
+    """What a generation of this bundle alone says of samples; without an adapter ``own`` is None.
 
+    Decided as the serving generation decides, so that what is tested is what would run.
+    """
 
-def _accuracy(statistics: ClassStatistics, features: Floats, labels: NDArray[np.object_]) -> float:
-    head = GaussianHead.from_statistics([statistics])
-    guesses = head.label_probabilities(head.log_likelihoods(features)).argmax(axis=1)
-    return float(
-        np.mean([head.labels[g] == label for g, label in zip(guesses, labels, strict=True)])
+    def own_features(_: int, rows: NDArray[np.int64]) -> Floats:
+        assert own is not None  # asked only where there is an adapter
+        return own[rows]
+
+    decision = Decision(
+        Mixture.from_statistics([statistics]), [own_statistics], max_rounds=_MAX_ROUNDS
     )
+    return [decision.labels[k] for k in decision.route(base, own_features).label]
 
 
 def _die_with(parent: int) -> bool:

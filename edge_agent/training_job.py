@@ -56,6 +56,9 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         momentum: Share of the earlier adapters' mean mixed in after every step.
         threads: Threads to use.
         max_seconds: Wall-clock budget over all starts together.
+        patience: Epochs without improvement on the stopping part before training ends; 0 for none.
+        checkpoint_every_s: Seconds between two checkpoints within an epoch.
+        max_memory: Most memory of the training process, in MB.
         seed: Seed of everything random.
         created_at: Unix time that goes into the bundle, so that a restart gives the same bytes.
         task: Name of what is learned, for people.
@@ -77,6 +80,9 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     momentum: Annotated[float, msgspec.Meta(ge=0, le=1)]
     threads: Positive
     max_seconds: Annotated[float, msgspec.Meta(gt=0)]
+    patience: Annotated[int, msgspec.Meta(ge=0)] = 5
+    checkpoint_every_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    max_memory: Positive = 1024
     seed: int
     created_at: float
     task: str
@@ -110,21 +116,48 @@ def split_samples(
     Raises:
         TrainingDataError: Fewer than two labels, or nothing would be held out.
     """
-    train = [True] * len(ids)
-    by_label: dict[str, list[int]] = {}
-    for index, label in enumerate(labels):
-        by_label.setdefault(label, []).append(index)
-    if len(by_label) < 2:
+    classes = len(set(labels))
+    if classes < 2:
         raise TrainingDataError(
-            f"training needs labelled samples of at least two classes; found {len(by_label)}"
+            f"training needs labelled samples of at least two classes; found {classes}"
         )
-    for members in by_label.values():
-        ordered = sorted(members, key=lambda i: hashlib.sha256(ids[i].encode()).digest())
-        for index in ordered[: int(len(ordered) * held_out)]:
-            train[index] = False
+    train = _split(ids, labels, held_out)
     if all(train):
         raise TrainingDataError("too few labelled samples a class to hold any out; label more")
     return train
+
+
+def split_stopping(
+    ids: Sequence[str], labels: Sequence[str], *, share: float = 0.2, least: int = 16
+) -> list[bool]:
+    """Say which of the samples to train on the weights learn from; the others say when to stop.
+
+    Args:
+        ids: Ids of the samples to train on.
+        labels: Their labels.
+        share: Part of every class that says when to stop (rounded down).
+        least: With fewer of those than this the part would say nothing: the weights learn from
+            all samples, and every epoch is run.
+
+    Returns:
+        True for a sample the weights learn from; the same for the same samples in any order.
+    """
+    # Another order than the one the test part was taken by, or that part's neighbours would go.
+    learns = _split([f"stop {name}" for name in ids], labels, share)
+    return learns if learns.count(False) >= least else [True] * len(ids)
+
+
+def _split(ids: Sequence[str], labels: Sequence[str], share: float) -> list[bool]:
+    """False for a share of every class (rounded down), chosen by a hash of the id."""
+    kept = [True] * len(ids)
+    by_label: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        by_label.setdefault(label, []).append(index)
+    for members in by_label.values():
+        ordered = sorted(members, key=lambda i: hashlib.sha256(ids[i].encode()).digest())
+        for index in ordered[: int(len(ordered) * share)]:
+            kept[index] = False
+    return kept
 
 
 def write_job(

@@ -114,6 +114,32 @@ def validate(held_out: Answers, before: Answers) -> Verdict:
     return Verdict(True, f"better than what runs: {shown}", metrics)
 
 
+def earns_its_place(held_out: Answers) -> Verdict:
+    """Judge an adapter against the statistics of the same samples without it.
+
+    An adapter costs a pass for every sample it looks at and most of a bundle's bytes, so it must be
+    better, not as good: McNemar's exact test, one-sided, at 5 %. At least five samples are needed.
+
+    Args:
+        held_out: Samples that neither was fitted on; ``current`` is what the statistics alone say,
+            ``candidate`` what they say with the adapter.
+    """
+    gains, losses = held_out.discordant()
+    p_value = sign_test(gains, losses)
+    alone, adapted = held_out.accuracy()
+    metrics = {
+        "held_out_accuracy_base": alone,
+        "held_out_accuracy_adapter": adapted,
+        "adapter_gains": float(gains),
+        "adapter_losses": float(losses),
+        "adapter_p_value": p_value,
+    }
+    kept = p_value <= SIGNIFICANCE
+    said = "earns its place" if kept else "is left out: statistics alone are as good"
+    shown = f"{alone:.2f} -> {adapted:.2f} on {len(held_out)} held-out samples (p = {p_value:.3g})"
+    return Verdict(kept, f"the adapter {said}: {shown}", metrics)
+
+
 def try_out(fit: float, samples: int, labelled: Answers, before: Answers) -> Verdict:
     """Judge a bundle from the catalogue on this device's own samples.
 

@@ -14,6 +14,7 @@ from edge_agent.training_job import (
     read_job,
     read_progress,
     split_samples,
+    split_stopping,
     write_job,
 )
 
@@ -95,3 +96,19 @@ def test_the_split_is_stratified_and_knows_no_order(labels: list[str], rng: obje
 def test_samples_that_allow_no_training_are_refused(labels: list[str]) -> None:
     with pytest.raises(TrainingDataError):
         split_samples([str(i) for i in range(len(labels))], labels)
+
+
+def test_a_fifth_of_every_class_says_when_to_stop() -> None:
+    ids, labels = [f"id{i}" for i in range(100)], ["ab"[i % 2] for i in range(100)]
+    learns = split_stopping(ids, labels)
+    assert [labels[i] for i in range(100) if not learns[i]].count("a") == 10
+    assert learns.count(False) == 20
+    order = list(range(99, -1, -1))
+    turned = split_stopping([ids[i] for i in order], [labels[i] for i in order])
+    assert turned == [learns[i] for i in order]
+
+
+@pytest.mark.parametrize(("count", "classes"), [(70, 2), (200, 50)])
+def test_where_a_fifth_is_too_little_all_samples_are_learned_from(count: int, classes: int) -> None:
+    labels = [str(i % classes) for i in range(count)]
+    assert all(split_stopping([f"id{i}" for i in range(count)], labels))

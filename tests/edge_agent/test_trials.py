@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.trials import Answers, balanced_calibration, sign_test, try_out, validate
+from edge_agent.trials import (
+    Answers,
+    balanced_calibration,
+    earns_its_place,
+    sign_test,
+    try_out,
+    validate,
+)
 
 NOTHING = Answers((), (), ())
 
@@ -72,3 +79,15 @@ def test_calibration_is_balanced_and_bounded(old: int, new: int) -> None:
 def test_too_few_earlier_samples_do_not_stand_in_the_way(count: int) -> None:
     before = Answers(("a",) * count, ("a",) * count, ("b",) * count)
     assert validate(NEW_CLASSES, before).accepted
+
+
+@pytest.mark.parametrize(("gains", "losses", "kept"), [(4, 0, False), (5, 0, True), (9, 4, False)])
+def test_an_adapter_must_be_significantly_better_than_the_statistics(
+    gains: int, losses: int, kept: bool
+) -> None:
+    alone = "b" * gains + "a" * losses + "a" * 20
+    adapted = "a" * gains + "b" * losses + "a" * 20
+    verdict = earns_its_place(answers("a" * len(alone), alone, adapted))
+    assert verdict.accepted is kept
+    assert verdict.metrics["adapter_p_value"] == sign_test(gains, losses)
+    assert (verdict.metrics["adapter_gains"], verdict.metrics["adapter_losses"]) == (gains, losses)
