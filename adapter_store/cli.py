@@ -15,6 +15,7 @@ from ood.errors import DriftkeelError
 
 _SUMMARIES = {
     "agent": "Run the on-device daemon, or prepare its first generation.",
+    "bench": "Measure how strategies learn and forget.",
     "broker": "Run an MQTT broker for trying things out.",
     "catalogue": "Run the cloud catalogue of adapters.",
     "encoder": "Build and inspect encoder packages.",
@@ -25,6 +26,7 @@ _SUMMARIES = {
 # The optional packages, and the extra that brings each.
 _EXTRAS = {
     "httpx": "cloud",
+    "matplotlib": "demo",
     "onnx": "train",
     "onnxscript": "train",
     "prompt_toolkit": "cloud",

@@ -38,6 +38,7 @@ class Frozen:
     """The shared-covariance Gaussian head on the frozen network's own output."""
 
     name = "frozen"
+    trains = False
 
     def learn(self, engine: Engine, memory: ClassStatistics | None, task: Task) -> ClassStatistics:
         """Merge the task's statistics into what is known."""

@@ -8,7 +8,7 @@ so tasks may arrive in any order. A yardstick: its sums are megabytes, far more 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,7 @@ class Ridge:
     """Random-projection ridge regression."""
 
     name = "ridge"
+    trains = False
 
     def learn(self, engine: Engine, memory: Sums | None, task: Task) -> Sums:
         """Add the task's sums; choose the penalty on a fifth of it, as RanPAC does."""
@@ -94,15 +95,13 @@ class Ridge:
         return 4 * (_WIDTH * (_WIDTH + 1) // 2 + memory.targets.size)
 
 
-def _projected(engine: Engine, hidden: NDArray[np.floating]) -> NDArray[np.float64]:
+def _projected(engine: Engine, hidden: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     features = engine.network(engine.features(hidden)).astype(np.float64)
     matrix = gaussian_matrix(features.shape[1], _WIDTH, seed=engine.package.digest, purpose="ridge")
-    result: NDArray[np.float64] = np.maximum(features @ matrix, 0.0)
-    return result
+    return np.maximum(features @ matrix, 0.0).astype(np.float64)
 
 
 def _solved(
     gram: NDArray[np.float64], targets: NDArray[np.float64], penalty: float
 ) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = np.linalg.solve(gram + penalty * np.eye(len(gram)), targets)
-    return result
+    return np.linalg.solve(gram + penalty * np.eye(len(gram)), targets).astype(np.float64)

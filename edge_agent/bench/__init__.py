@@ -1,0 +1,1 @@
+"""The continual-learning benchmark: labelled sets, streams of tasks, metrics, runs, reports."""
