@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from exporter.errors import EncoderError
-from exporter.families import adapter_family, tensor_shapes
+from exporter.families import adapter_family, attached_sites, tensor_shapes
 from exporter.graphs import weight_names
 from exporter.lowering import prefix_graph, suffix_graph
 from exporter.package import (
@@ -46,10 +46,18 @@ from exporter.programs import (
     capture_suffix,
     save_program,
 )
-from exporter.vit import pooled_depths, split_vit, vit_from_state_dict
+from exporter.vit import pooled_depths, split_vit, vit_from_state_dict, vit_sites
 
 Progress = Callable[[str], None]
 _PROBE_IMAGES = 2
+# How many tensors a site's module takes, where that is not one.
+_PROJECTION = ((1, 2), "the tensor it projects, and perhaps what that became")
+_TAKES: dict[str, tuple[tuple[int, ...], str]] = {
+    "query": _PROJECTION,
+    "key": _PROJECTION,
+    "value": _PROJECTION,
+    "attention": ((3,), "query, key and value"),
+}
 
 
 def _silent(line: str) -> None:
@@ -66,13 +74,14 @@ def build_vit(
     heads: int | None = None,
     mean: Sequence[float] = (0.5, 0.5, 0.5),
     std: Sequence[float] = (0.5, 0.5, 0.5),
+    families: Sequence[str] = ("bottleneck",),
     dtype: Literal["float16", "float32"] = "float32",
     progress: Progress = _silent,
 ) -> EncoderPackage:
     """Builds an encoder package from a Vision Transformer's weights under timm's names.
 
-    The last blocks are the suffix, and the perceptron of each of them is a site. Features are the
-    class token and what the prefix's patch tokens are on average at `pooled_depths`.
+    The last blocks are the suffix, where every family finds its sites. Features are the class
+    token and what the prefix's patch tokens are on average at `pooled_depths`.
 
     Args:
         state: The weights.
@@ -83,6 +92,7 @@ def build_vit(
         heads: Attention heads; `dim // 64` when absent.
         mean: Mean of each colour channel, of values in 0 to 1.
         std: Standard deviation of each colour channel.
+        families: The adapter families to capture the suffix for.
         dtype: What the package stores weights in. The encoder is what they are after rounding.
         progress: Told each step as it begins.
 
@@ -92,17 +102,16 @@ def build_vit(
     vit = vit_from_state_dict(state, image_size=image_size, heads=heads)
     depths = pooled_depths(vit.depth, suffix_blocks)
     prefix, suffix = split_vit(vit, suffix_blocks, depths)
-    first = vit.depth - suffix_blocks
-    sites = {f"blocks.{index}.mlp": Site(vit.dim) for index in range(first, vit.depth)}
     return build_encoder(
         prefix,
         suffix,
-        sites=sites,
+        sites=vit_sites(vit, suffix_blocks),
         image_size=image_size,
         mean=mean,
         std=std,
         name=name,
         out=out,
+        families=families,
         feature_parts=(vit.dim,) * (1 + len(depths)),
         dtype=dtype,
         progress=progress,
@@ -132,13 +141,15 @@ def build_encoder(
         sites: Where adapters attach: names of submodules of `suffix`, as `get_submodule` takes
             them, and the number of channels each maps to as many. A module must take one tensor
             and return one of the same shape. Channels are on the last axis; for feature maps
-            [n, c, h, w] give `Site(c, channel_axis=1)`.
+            [n, c, h, w] give `Site(c, channel_axis=1)`. Further kinds of places are `Site`'s to
+            describe; those that no family asked for attaches to are left out.
         image_size: Side s of the input in pixels.
         name: The name people will know the encoder by.
         out: The package's directory; it must not exist. It appears whole or not at all.
         mean: Mean of each colour channel, of values in 0 to 1.
         std: Standard deviation of each colour channel.
-        families: The adapter families to capture the suffix for.
+        families: The adapter families to capture the suffix for; each must find a site of its
+            kinds.
         feature_parts: Widths of the parts the suffix's features are put together from, its own
             output first; one part when absent.
         dtype: What the package stores weights in. The encoder is what they are after rounding.
@@ -165,7 +176,10 @@ def build_encoder(
     if not families:
         raise EncoderError("no adapter family was asked for; an encoder needs at least one")
     colours = _colour(mean, "mean"), _colour(std, "std")
-    chosen = {n: s if isinstance(s, Site) else Site(s) for n, s in sorted(sites.items())}
+    chosen: dict[str, Site] = {}
+    if sites:
+        for family_name in families:
+            chosen |= attached_sites(adapter_family(family_name), sites)
     prefix, suffix = _stored_as(prefix, dtype), _stored_as(suffix, dtype)
     progress("checking the halves and the sites")
     images = torch.randn(
@@ -187,7 +201,7 @@ def build_encoder(
     for family_name in families:
         progress(f"capturing the suffix for {family_name!r} adapters and lowering it to ONNX")
         family = adapter_family(family_name)
-        shapes = tensor_shapes(family, {n: site.dim for n, site in chosen.items()})
+        shapes = tensor_shapes(family, chosen)
         entry = FamilyEntry(
             graph=f"suffix-{family_name}.onnx",
             program=f"suffix-{family_name}.pt2.gz",
@@ -212,7 +226,7 @@ def build_encoder(
         hidden_shape=tuple(hidden.shape[1:]),
         feature_dim=features.shape[1],
         feature_parts=tuple(feature_parts or (features.shape[1],)),
-        sites=chosen,
+        sites=dict(sorted(chosen.items())),
         families=entries,
         graphs={file: weight_names(proto) for file, proto in protos.items()},
         files=file_entries(contents),
@@ -247,8 +261,9 @@ def _probe(
     _check_names(suffix, sites)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     with torch.no_grad(), contextlib.ExitStack() as hooks:
-        for name in sites:
-            hook = suffix.get_submodule(name).register_forward_hook(_watcher(name, seen))
+        for name, site in sites.items():
+            watch = _watcher(name, site, seen)
+            hook = suffix.get_submodule(name).register_forward_hook(watch)
             hooks.callback(hook.remove)
         hidden = _run(prefix, images, "prefix", f"images {list(images.shape)}")
         features = _run(suffix, hidden, "suffix", f"the prefix's output {list(hidden.shape)}")
@@ -273,11 +288,12 @@ def _check_names(suffix: nn.Module, sites: Mapping[str, Site]) -> None:
             raise EncoderError(f"site {name!r} is no module of the suffix{hint}")
 
 
-def _watcher(name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> Callable[..., None]:
+def _watcher(name: str, site: Site, seen: dict[str, tuple[Tensor, Tensor]]) -> Callable[..., None]:
     def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         del module
-        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
-            raise EncoderError(f"site {name!r} does not take exactly one tensor")
+        counts, words = _TAKES.get(site.kind, ((1,), "exactly one tensor"))
+        if len(inputs) not in counts or not isinstance(inputs[0], Tensor):
+            raise EncoderError(f"site {name!r} does not take {words}")
         if not isinstance(output, Tensor):
             raise EncoderError(f"site {name!r} does not return a tensor")
         seen[name] = (inputs[0], output)
@@ -310,7 +326,7 @@ def _check_site(name: str, site: Site, seen: tuple[Tensor, Tensor] | None) -> No
     if seen is None:
         raise EncoderError(f"site {name!r} is never run by the suffix")
     x, y = seen
-    if x.shape != y.shape:
+    if site.out_dim is None and x.shape != y.shape:
         raise EncoderError(
             f"site {name!r} maps shape {list(x.shape)} to {list(y.shape)}; "
             "an adapter needs both to be the same"
@@ -323,6 +339,14 @@ def _check_site(name: str, site: Site, seen: tuple[Tensor, Tensor] | None) -> No
             f"{site.channel_axis} of {list(x.shape)}, expected {site.dim}; "
             "feature maps [n, c, h, w] need Site(c, channel_axis=1)"
         )
+    outputs = list(x.shape)
+    outputs[site.channel_axis] = site.outputs
+    if list(y.shape) != outputs:
+        raise EncoderError(
+            f"site {name!r} maps shape {list(x.shape)} to {list(y.shape)}, expected {outputs}"
+        )
+    if site.heads < 1 or site.dim % site.heads:
+        raise EncoderError(f"site {name!r} has {site.heads} heads for {site.dim} channels")
 
 
 def _weights(prefix: nn.Module, suffix: nn.Module, dtype: str) -> bytes:

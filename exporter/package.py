@@ -32,6 +32,8 @@ _MANIFEST_LIMIT_BYTES = 1 << 20
 
 Array = npt.NDArray[np.generic]
 
+Kind = Literal["activation", "attention", "block", "key", "linear", "norm", "query", "value"]
+
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A file of the package: its digest and size."""
@@ -44,13 +46,27 @@ class Site(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A module of the suffix that adapters attach to.
 
     Attributes:
-        dim: Channels of the module's input and of its output.
+        dim: Channels of the module's input, and of its output unless `out_dim` says otherwise.
         channel_axis: The axis the channels are on: -1 for tokens [n, t, dim], 1 for the
             feature maps of a convolution [n, dim, h, w].
+        kind: What the module is, by which adapter families choose their sites: a `block`
+            (perceptron or convolutions, as wide behind as before), a `query`, `key` or `value`
+            projection, another `linear` map, a `norm`, an `activation`, or the `attention`
+            itself, a module of query, key and value that returns the mixed values.
+        out_dim: Channels of the output, where they are not `dim`.
+        heads: Heads of an `attention`.
     """
 
     dim: int
     channel_axis: int = -1
+    kind: Kind = "block"
+    out_dim: int | None = None
+    heads: int = 1
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the module's output."""
+        return self.dim if self.out_dim is None else self.out_dim
 
 
 class FamilyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

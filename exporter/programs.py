@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from exporter.errors import EncoderError
-from exporter.families import AdapterFamily, tensor_shapes
+from exporter.families import AdapterFamily, adapter_family, attached_sites, tensor_shapes
 from exporter.package import SUFFIX_KEY, EncoderPackage, Site
 
 _MAX_BATCH = 65536
@@ -50,16 +50,15 @@ class AdaptedSuffix(nn.Module):
     Args:
         suffix: Maps hidden [n, ...] to features [n, d].
         family: The mathematics at every site.
-        sites: The sites by module name.
+        sites: All of the suffix's sites by module name; the family takes those of its kinds.
     """
 
     def __init__(self, suffix: nn.Module, family: AdapterFamily, sites: Mapping[str, Site]) -> None:
         super().__init__()
         self.suffix = suffix
         self.family = family
-        self.sites = dict(sites)
-        dims = {name: site.dim for name, site in sites.items()}
-        self.tensors = tensor_shapes(family, dims)
+        self.sites = attached_sites(family, sites)
+        self.tensors = tensor_shapes(family, sites)
 
     def forward(self, hidden: Tensor, *tensors: Tensor) -> Tensor:
         """Hidden and the adapter's tensors, in the order of `self.tensors`, to features."""
@@ -79,7 +78,7 @@ class AdaptedSuffix(nn.Module):
             del module
             x = inputs[0].movedim(site.channel_axis, -1)
             y = output.movedim(site.channel_axis, -1)
-            return self.family.apply(x, y, params).movedim(-1, site.channel_axis)
+            return self.family.apply(x, y, params, site).movedim(-1, site.channel_axis)
 
         return adapt
 
@@ -131,12 +130,14 @@ class TrainingProgram(nn.Module):
     Args:
         module: The captured program with its weights, which stay frozen.
         tensors: The adapter's tensor names, in the program's order.
+        family: The adapter's family.
     """
 
-    def __init__(self, module: nn.Module, tensors: tuple[str, ...]) -> None:
+    def __init__(self, module: nn.Module, tensors: tuple[str, ...], family: AdapterFamily) -> None:
         super().__init__()
         self.module = module
         self.tensors = tensors
+        self.family = family
 
     def forward(self, hidden: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Hidden float32 [n, ...] and all of an adapter's tensors to features [n, d].
@@ -174,7 +175,9 @@ def load_training_program(package: EncoderPackage, family: str) -> TrainingProgr
             f"{package.path / entry.program} does not load with torch {torch.__version__} "
             f"(built with {package.manifest.built_with.get('torch')}): {error}"
         ) from error
-    return TrainingProgram(module.requires_grad_(requires_grad=False), tuple(sorted(entry.tensors)))
+    names = tuple(sorted(entry.tensors))
+    frozen = module.requires_grad_(requires_grad=False)
+    return TrainingProgram(frozen, names, adapter_family(family))
 
 
 def reference_features(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name all of torch's users know
 
 from exporter.errors import EncoderError
+from exporter.package import Site
 
 LAYER_NORM_EPS = 1e-6
 
@@ -32,39 +33,34 @@ class PatchEmbed(nn.Module):
         return patches.flatten(2).transpose(1, 2)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused query-key-value projection."""
+class Projected(nn.Module):
+    """Stands for a projection that is computed fused with others, so that hooks find it.
 
-    def __init__(self, dim: int, heads: int) -> None:
+    It takes what went into the projection and what came out, and returns the latter.
+    """
+
+    def forward(self, tokens: Tensor, projected: Tensor) -> Tensor:
+        """Passes on [n, t, dim], which `tokens` were projected to."""
+        del tokens
+        return projected
+
+
+class Mix(nn.Module):
+    """Multi-head attention between given queries, keys and values; it has no weights."""
+
+    def __init__(self, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Attends from every token to every token: [n, t, dim] to [n, t, dim]."""
-        query, key, value = self.qkv(tokens).chunk(3, dim=-1)
-        return self._attend(query, key, value)
-
-    def forward_cls(self, tokens: Tensor) -> Tensor:
-        """Attends from the first token alone: [n, t, dim] to [n, 1, dim].
-
-        It multiplies by rows of the fused weight, so a hook on `qkv` does not run here.
-        """
-        dim = tokens.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        query = F.linear(tokens[:, :1], weight[:dim], bias[:dim])
-        key, value = F.linear(tokens, weight[dim:], bias[dim:]).chunk(2, dim=-1)
-        return self._attend(query, key, value)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Mixes values: query [n, q, dim], key and value [n, t, dim] to [n, q, dim]."""
         query, key, value = (self._by_head(part) for part in (query, key, value))
         # Plain products, not F.scaled_dot_product_attention: training on 65 tokens they were
         # measured 1.8 times faster on a CPU, and they export as they are written.
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         mixed = scores.softmax(dim=-1) @ value
-        update: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return update
+        joined: Tensor = mixed.transpose(1, 2).flatten(2)
+        return joined
 
     def _by_head(self, part: Tensor) -> Tensor:
         """Moves the heads before the tokens: [n, t, dim] to [n, heads, t, dim / heads]."""
@@ -72,8 +68,49 @@ class Attention(nn.Module):
         return part.reshape(n, t, self.heads, dim // self.heads).transpose(1, 2)
 
 
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused query-key-value projection.
+
+    `query`, `key` and `value` have no weights: adapters attach there, to the rows of the fused
+    projection that are computed.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.query, self.key, self.value = Projected(), Projected(), Projected()
+        self.mix = Mix(heads)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Attends from every token to every token: [n, t, dim] to [n, t, dim]."""
+        query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+        return self._attend(tokens, query, tokens, key, value)
+
+    def forward_cls(self, tokens: Tensor) -> Tensor:
+        """Attends from the first token alone: [n, t, dim] to [n, 1, dim].
+
+        It multiplies by rows of the fused weight, so a hook on `qkv` does not run here; those on
+        `query`, `key`, `value`, `mix` and `proj` do.
+        """
+        dim = tokens.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        asking = tokens[:, :1]
+        query = F.linear(asking, weight[:dim], bias[:dim])
+        key, value = F.linear(tokens, weight[dim:], bias[dim:]).chunk(2, dim=-1)
+        return self._attend(asking, query, tokens, key, value)
+
+    def _attend(
+        self, asking: Tensor, query: Tensor, tokens: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        query = self.query(asking, query)
+        key, value = self.key(tokens, key), self.value(tokens, value)
+        update: Tensor = self.proj(self.mix(query, key, value))
+        return update
+
+
 class Mlp(nn.Module):
-    """The two-layer perceptron of a block, with exact GELU: the site adapters attach to."""
+    """The two-layer perceptron of a block, with exact GELU."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -281,6 +318,26 @@ def split_vit(
     if outside := [depth for depth in depths if not 1 <= depth <= cut]:
         raise EncoderError(f"depth {outside[0]} is outside the prefix of {cut} blocks")
     return Prefix(vit, cut, depths), Suffix(vit, suffix_blocks, len(depths))
+
+
+def vit_sites(vit: VisionTransformer, suffix_blocks: int) -> dict[str, Site]:
+    """Every place of the last blocks that an adapter family may attach to, by module name."""
+    sites: dict[str, Site] = {}
+    for index in range(vit.depth - suffix_blocks, vit.depth):
+        block = f"blocks.{index}"
+        sites |= {
+            f"{block}.norm1": Site(vit.dim, kind="norm"),
+            f"{block}.attn.query": Site(vit.dim, kind="query"),
+            f"{block}.attn.key": Site(vit.dim, kind="key"),
+            f"{block}.attn.value": Site(vit.dim, kind="value"),
+            f"{block}.attn.mix": Site(vit.dim, kind="attention", heads=vit.heads),
+            f"{block}.attn.proj": Site(vit.dim, kind="linear"),
+            f"{block}.norm2": Site(vit.dim, kind="norm"),
+            f"{block}.mlp.fc1": Site(vit.dim, kind="linear", out_dim=vit.hidden),
+            f"{block}.mlp.act": Site(vit.hidden, kind="activation"),
+            f"{block}.mlp": Site(vit.dim),
+        }
+    return sites
 
 
 def vit_from_state_dict(

@@ -91,8 +91,8 @@ class Engine:
         """A new adapter's tensors; with them the suffix computes what the base does."""
         from exporter.families import adapter_family, initial_tensors  # noqa: PLC0415
 
-        dims = {name: site.dim for name, site in self.package.manifest.sites.items()}
-        return initial_tensors(adapter_family(self.family), dims, self.rank, seed)
+        sites = self.package.manifest.sites
+        return initial_tensors(adapter_family(self.family), sites, self.rank, seed)
 
     @cached_property
     def program(self) -> TrainingProgram:

@@ -58,8 +58,8 @@ def hidden(sessions: EncoderSessions, images: Array) -> Array:
 def adapter(package: EncoderPackage, rank: int) -> dict[str, Array]:
     """An adapter whose every tensor is away from zero."""
     rng = np.random.default_rng(rank)
-    dims = {name: site.dim for name, site in package.manifest.sites.items()}
-    fresh = initial_tensors(adapter_family("bottleneck"), dims, rank, seed=rank)
+    sites = package.manifest.sites
+    fresh = initial_tensors(adapter_family("bottleneck"), sites, rank, seed=rank)
     return {
         name: value + rng.normal(scale=0.3, size=value.shape).astype(np.float32)
         for name, value in fresh.items()

@@ -1,0 +1,65 @@
+"""What an adapter family is, and the kinds of places in a network that one attaches to.
+
+Every family's file builds on this, and the registry in the package's `__init__` lists them. It
+computes nothing and knows no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from exporter.package import Kind, Site
+
+RANK = "rank"
+
+Shapes = dict[str, tuple[int | str, ...]]
+Floats = npt.NDArray[np.float32]
+
+
+class AdapterFamily(Protocol):
+    """What a family must say about itself.
+
+    Attributes:
+        name: The word for it in manifests, bundles and the command line.
+        settings: Its fixed numbers, recorded in every encoder package.
+        kinds: The kinds of sites it attaches to, all of those that an encoder has.
+        otherwise: The kinds it attaches to in an encoder that has none of `kinds`.
+        ranked: Its tensors have an axis of the adapter's rank.
+        pads: A rank is a sum of parts, so rows of zeros behind the others change nothing.
+    """
+
+    name: str
+    settings: Mapping[str, float]
+    kinds: frozenset[Kind]
+    otherwise: frozenset[Kind]
+    ranked: bool
+    pads: bool
+
+    def shapes(self, site: Site) -> Shapes:
+        """The tensors at one site; `"rank"` stands for the adapter's rank."""
+
+    def initial(self, site: Site, rank: int, rng: np.random.Generator) -> dict[str, Floats]:
+        """Fresh tensors for one site, float32; with them the site computes what it did.
+
+        Tensors without an axis of the rank must do the same when they are all zero, which is
+        what a graph takes when it is fed no adapter.
+        """
+
+    def apply(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], site: Site) -> Tensor:
+        """The adapted output of a module that maps `x` to `y`, channels last."""
+
+
+def uniform(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Floats:
+    """Uniform in ±1/sqrt(fan_in), as a linear layer of so many inputs begins."""
+    bound = fan_in**-0.5
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def zeros(*shape: int) -> Floats:
+    """Zeros, float32."""
+    return np.zeros(shape, np.float32)

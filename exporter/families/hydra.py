@@ -1,0 +1,51 @@
+"""The family `hydra`: one low-rank branch beside a block and one behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name all of torch's users know
+
+from exporter.families.base import RANK, Floats, Shapes, uniform, zeros
+from exporter.package import Kind, Site
+
+
+class Hydra:
+    """A parallel and a sequential low-rank map: `y + x Ap' Bp' + y As' Bs'`.
+
+    Hydra (Kim et al., 2023), equation 7; both branches are linear and of the same rank.
+    """
+
+    name = "hydra"
+    settings: Mapping[str, float] = {"scale": 1.0}
+    kinds: frozenset[Kind] = frozenset({"block"})
+    otherwise: frozenset[Kind] = frozenset()
+    ranked = True
+    pads = True
+
+    def shapes(self, site: Site) -> Shapes:
+        """Two factors for each branch."""
+        return {
+            "parallel.down": (RANK, site.dim),
+            "parallel.up": (site.outputs, RANK),
+            "sequential.down": (RANK, site.outputs),
+            "sequential.up": (site.outputs, RANK),
+        }
+
+    def initial(self, site: Site, rank: int, rng: np.random.Generator) -> dict[str, Floats]:
+        """Uniform in ±1/sqrt(dim) below, zero above."""
+        return {
+            "parallel.down": uniform(rng, (rank, site.dim), site.dim),
+            "parallel.up": zeros(site.outputs, rank),
+            "sequential.down": uniform(rng, (rank, site.outputs), site.outputs),
+            "sequential.up": zeros(site.outputs, rank),
+        }
+
+    def apply(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], site: Site) -> Tensor:
+        """Adds both branches to the module's output."""
+        del site
+        parallel = F.linear(F.linear(x, params["parallel.down"]), params["parallel.up"])
+        sequential = F.linear(F.linear(y, params["sequential.down"]), params["sequential.up"])
+        return y + self.settings["scale"] * (parallel + sequential)
