@@ -49,7 +49,9 @@ class Components:
     free: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, components: Sequence[tuple[int, str]], free: Sequence[bool]) -> Components:
+    def of(
+        cls, components: Sequence[tuple[int, str]], free: Sequence[bool] | NDArray[np.bool_]
+    ) -> Components:
         """Index the components of a Gaussian head."""
         labels = tuple(sorted({label for _, label in components}))
         position = {label: index for index, label in enumerate(labels)}

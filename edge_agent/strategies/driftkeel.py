@@ -66,7 +66,7 @@ class DriftkeelPredictor:
 
         routed = self.decision.route(self.engine.features(hidden), own_features)
         passes = 1.0 + self.engine.suffix_share * routed.adapter_passes
-        return Prediction(routed.probabilities, passes)
+        return Prediction(routed.probabilities, passes.astype(np.float64))
 
 
 class Driftkeel:

@@ -17,7 +17,7 @@ from edge_agent.strategies.base import Floats, Prediction, Task
 from edge_agent.strategies.engine import Engine
 from ood.projection import gaussian_matrix
 
-_WIDTH: Final = 2048
+_WIDTH: Final = 4096
 _PENALTIES: Final = tuple(10.0**power for power in range(-4, 4))
 _HELD_OUT: Final = 0.2
 # Regression scores are no logits; this makes their softmax about as sure as they are right.
