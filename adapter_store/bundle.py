@@ -1,8 +1,9 @@
 """The bundle: an adapter, its class statistics, signature and manifest in one safetensors file.
 
-A bundle is named by the SHA-256 of its bytes, and packing the same bundle twice gives the same
-bytes. `unpack` trusts nothing: every size is checked from the header before anything is allocated,
-and nothing is ever unpickled or evaluated.
+The adapter is stored by a codec of `adapter_store.codecs`, statistics by `ood.compact`. A bundle
+is named by the SHA-256 of its bytes, and packing the same bundle twice gives the same bytes.
+`unpack` trusts nothing: every size is checked before anything is allocated, and nothing is ever
+unpickled or evaluated.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from adapter_store import container
+from adapter_store import codecs, container
+from adapter_store.codecs import Codec
 from adapter_store.container import DEFAULT_LIMITS, Limits
 from adapter_store.errors import (
     BundleError,
-    BundleTooLargeError,
     CorruptBundleError,
     ForeignBundleError,
     InvalidManifestError,
@@ -31,20 +32,23 @@ from adapter_store.errors import (
     WrongEncoderError,
 )
 from adapter_store.labels import check_label
+from ood import compact
 from ood.errors import OodError
 from ood.signature import Signature
 from ood.statistics import ClassStatistics
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 FROZEN: Final = "frozen"
-MAX_DIM: Final = 2048
 _METADATA_KEY: Final = "driftkeel"
-_INT16_MAX: Final = 32767
-# More than any sum of squares of features needs, and its square is still finite.
-_MAX_STEP: Final = 1e15
+# Bytes a dimension for up to ten classes. With these a bundle of ten classes and an adapter of
+# 25,000 numbers at int8 has less than 60 KB; one without an adapter has room for more.
+_FACTORS: Final = {"base": 22, "own": 14}
+_FACTORS_ALONE: Final = 48
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Axis = Annotated[int, msgspec.Meta(ge=1, le=codecs.MAX_NUMBERS)]
+Shape = Annotated[tuple[Axis, ...], msgspec.Meta(max_length=8)]
 
 
 class EncoderInterface(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,12 +60,15 @@ class EncoderInterface(msgspec.Struct, frozen=True, kw_only=True):
         sites: Where adapters attach.
         families: For each family the shape of every tensor ``<site>/<parameter>``; the string
             ``rank`` in a shape stands for the adapter's rank.
+        network_dim: Dimension of the network's own output, the first part of the features; 0
+            where it is all of them.
     """
 
     digest: str
     feature_dim: int
     sites: tuple[str, ...]
     families: dict[str, dict[str, tuple[int | str, ...]]]
+    network_dim: int = 0
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,6 +88,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         metrics: What was measured of it.
         score_quantiles: 101 quantiles of the OOD score of held-out samples under its own base
             statistics; a device that pulls it compares its own samples with them.
+        codec: How the adapter's numbers are stored.
+        shapes: The shape of each of the adapter's tensors; `pack` writes them.
         format: The version of this format.
     """
 
@@ -96,6 +105,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     samples: Annotated[int, msgspec.Meta(ge=1)]
     metrics: dict[Name, float] = {}
     score_quantiles: Annotated[tuple[float, ...], msgspec.Meta(min_length=101, max_length=101)]
+    codec: Codec = "fp32"
+    shapes: dict[Name, Shape] = {}
     format: int = FORMAT
 
 
@@ -113,7 +124,8 @@ class Bundle:
         manifest: What it says of itself.
         tensors: The adapter, ``<site>/<parameter>`` to float32; empty for ``frozen``.
         base: Class statistics in the base feature space.
-        own: Class statistics in the adapter's feature space; ``base`` itself for ``frozen``.
+        own: Class statistics in the adapter's feature space, which may have fewer dimensions;
+            ``base`` itself for ``frozen``.
         signature: What the distribution it was trained on looks like.
     """
 
@@ -124,14 +136,23 @@ class Bundle:
     signature: Signature
 
 
-def pack(bundle: Bundle) -> bytes:
+def pack(bundle: Bundle, *, codec: Codec | None = None) -> bytes:
     """Write a bundle; the same bundle gives the same bytes.
+
+    What is read back is what ships: its tensors and statistics are rounded as the codec and the
+    compact form demand, so measure the `unpack`ed bundle, not the one that went in.
+
+    Args:
+        bundle: What to write.
+        codec: How to store the adapter; what its manifest says by default.
 
     Raises:
         BundleError: The parts do not belong together, or are not finite; `unpack` would refuse it.
     """
     try:
         fields = msgspec.to_builtins(bundle.manifest, enc_hook=_plain)
+        fields["shapes"] = {name: list(tensor.shape) for name, tensor in bundle.tensors.items()}
+        fields["codec"] = codec or bundle.manifest.codec
         manifest = msgspec.convert(fields, Manifest)
     except (msgspec.ValidationError, TypeError) as error:
         raise InvalidManifestError(f"bundle's manifest is not valid: {error}") from error
@@ -139,14 +160,21 @@ def pack(bundle: Bundle) -> bytes:
     _check_manifest(manifest)
     bundle = replace(bundle, manifest=manifest)
     _check_consistent(bundle)
-    arrays: dict[str, NDArray[Any]] = {
-        f"adapter/{name}": tensor for name, tensor in bundle.tensors.items()
-    }
-    for space in ("base",) if manifest.family == FROZEN else ("base", "own"):
-        parts = _pack_statistics(getattr(bundle, space))
-        arrays |= {f"{space}/{name}": array for name, array in parts.items()}
-    arrays["signature"] = np.frombuffer(bundle.signature.to_bytes(), dtype=np.uint8)
+    frozen = manifest.family == FROZEN
+    parts = {"signature": bundle.signature.to_bytes()}
+    try:
+        for space in ("base",) if frozen else ("base", "own"):
+            budget = compact.factor_bytes(
+                len(manifest.labels),
+                ten_classes=_FACTORS_ALONE if frozen else _FACTORS[space],
+            )
+            parts[space] = compact.to_bytes(getattr(bundle, space), budget=budget)
+    except OodError as error:
+        raise BundleError(f"bundle's statistics cannot be written: {error}") from error
+    if not frozen:
+        parts["adapter"] = codecs.encode(bundle.tensors, manifest.codec)
     text = msgspec.json.encode(manifest, order="sorted").decode()
+    arrays = {name: np.frombuffer(part, dtype=np.uint8) for name, part in parts.items()}
     data = container.write(arrays, {_METADATA_KEY: text})
     # The writer holds itself to the reader's rules: a bundle nobody can read never leaves here.
     unpack(data)
@@ -175,33 +203,26 @@ def unpack(data: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Bundle:
     """
     metadata, arrays = container.read(data, limits)
     manifest = _decode_manifest(metadata)
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise NonFiniteBundleError(
-                f"tensor {name[:80]!a} holds NaN or infinity; train it again"
-            )
-    packed_signature = arrays.pop("signature", np.empty(0))
-    groups: dict[str, dict[str, NDArray[Any]]] = {"adapter": {}, "base": {}, "own": {}}
-    for name, array in arrays.items():
-        group, _, rest = name.partition("/")
-        if group not in groups or not rest:
-            raise CorruptBundleError(f"bundle has a tensor {name[:80]!a} that none should have")
-        groups[group][rest] = array
-    if packed_signature.dtype != np.uint8:
-        raise CorruptBundleError("bundle has no signature")
-    try:
-        base = _unpack_statistics(manifest.labels, groups["base"], "base")
-        own = (
-            base
-            if manifest.family == FROZEN and not groups["own"]
-            else _unpack_statistics(manifest.labels, groups["own"], "own")
+    frozen = manifest.family == FROZEN
+    expected = {"signature", "base"} | (set() if frozen else {"adapter", "own"})
+    if arrays.keys() != expected:
+        raise CorruptBundleError(
+            f"bundle has the parts {[name[:80] for name in sorted(arrays)[:8]]}, "
+            f"expected {sorted(expected)}"
         )
-        signature = Signature.from_bytes(packed_signature.tobytes())
+    for name, array in arrays.items():
+        if array.dtype != np.uint8 or array.ndim != 1:
+            raise CorruptBundleError(f"part {name!r} of the bundle is no row of bytes")
+    parts = {name: array.tobytes() for name, array in arrays.items()}
+    tensors = {} if frozen else codecs.decode(parts["adapter"], manifest.shapes, manifest.codec)
+    try:
+        base = compact.from_bytes(manifest.labels, parts["base"])
+        own = base if frozen else compact.from_bytes(manifest.labels, parts["own"])
+        signature = Signature.from_bytes(parts["signature"])
     except OodError as error:
         raise CorruptBundleError(
             f"bundle's statistics or signature are unusable: {error}; make the bundle again"
         ) from error
-    tensors = {name: array.copy() for name, array in groups["adapter"].items()}
     bundle = Bundle(manifest=manifest, tensors=tensors, base=base, own=own, signature=signature)
     _check_consistent(bundle)
     return bundle
@@ -219,10 +240,14 @@ def check_compatible(bundle: Bundle, interface: EncoderInterface) -> None:
             f"bundle is for encoder {manifest.encoder[:12]}, this one is {interface.digest[:12]}; "
             "use a bundle trained on this encoder"
         )
-    if bundle.base.dim != interface.feature_dim or bundle.own.dim != interface.feature_dim:
+    network_dim = interface.network_dim or interface.feature_dim
+    if bundle.base.dim != interface.feature_dim or bundle.own.dim not in {
+        interface.feature_dim,
+        network_dim,
+    }:
         raise WrongEncoderError(
             f"bundle's statistics have dimension {bundle.base.dim}/{bundle.own.dim}, "
-            f"the encoder's features {interface.feature_dim}"
+            f"the encoder's features {interface.feature_dim}/{network_dim}"
         )
     if manifest.family == FROZEN:
         return
@@ -256,20 +281,11 @@ def _check_consistent(bundle: Bundle) -> None:
             f"bundle's manifest names the classes {list(manifest.labels)[:8]}, its statistics are "
             f"of {list(bundle.base.labels)[:8]}"
         )
-    if not bundle.own.dim == bundle.base.dim == bundle.signature.dim:
+    if bundle.signature.dim != bundle.base.dim or bundle.own.dim > bundle.base.dim:
         raise CorruptBundleError(
             f"bundle's base space, own space and signature have dimensions {bundle.base.dim}, "
-            f"{bundle.own.dim} and {bundle.signature.dim}; expected one"
-        )
-    if manifest.family == FROZEN and (bundle.tensors or manifest.rank or manifest.sites):
-        raise InvalidManifestError(
-            f"bundle of family {FROZEN!r} has {len(bundle.tensors)} tensors, rank {manifest.rank} "
-            f"and {len(manifest.sites)} sites; expected none"
-        )
-    if manifest.family != FROZEN and not (bundle.tensors and manifest.rank and manifest.sites):
-        raise InvalidManifestError(
-            f"bundle of family {manifest.family!r} has {len(bundle.tensors)} tensors, rank "
-            f"{manifest.rank} and {len(manifest.sites)} sites; expected some of each"
+            f"{bundle.own.dim} and {bundle.signature.dim}; expected the signature's to be the "
+            "base's, and its own no larger"
         )
     for name, tensor in bundle.tensors.items():
         if tensor.dtype != np.float32:
@@ -293,6 +309,16 @@ def _check_manifest(manifest: Manifest) -> None:
     if not all(math.isfinite(number) for number in numbers):
         raise NonFiniteBundleError(
             "bundle's manifest holds a number that is NaN or infinite; make the bundle again"
+        )
+    if manifest.family == FROZEN and (manifest.shapes or manifest.rank or manifest.sites):
+        raise InvalidManifestError(
+            f"bundle of family {FROZEN!r} has {len(manifest.shapes)} tensors, rank {manifest.rank} "
+            f"and {len(manifest.sites)} sites; expected none"
+        )
+    if manifest.family != FROZEN and not (manifest.shapes and manifest.rank and manifest.sites):
+        raise InvalidManifestError(
+            f"bundle of family {manifest.family!r} has {len(manifest.shapes)} tensors, rank "
+            f"{manifest.rank} and {len(manifest.sites)} sites; expected some of each"
         )
     quantiles = manifest.score_quantiles
     if any(low > high for low, high in pairwise(quantiles)):
@@ -321,59 +347,6 @@ def _decode_manifest(metadata: Mapping[str, str]) -> Manifest:
         raise InvalidManifestError(f"bundle's manifest is not valid: {error}") from error
     _check_manifest(manifest)
     return manifest
-
-
-def _pack_statistics(statistics: ClassStatistics) -> dict[str, NDArray[Any]]:
-    """Arrays of statistics, half as large as their float32 would be.
-
-    The scatter S travels as the upper triangular R with S = RᵀR, each row as int16 with one float32
-    step: what is read back is positive semi-definite whatever rounding did, and within 1e-4 of S.
-    """
-    eigenvalues, vectors = np.linalg.eigh(statistics.scatter)
-    root = np.sqrt(np.maximum(eigenvalues, 0.0))[:, None] * vectors.T
-    factor = np.linalg.qr(root).R
-    step = (np.abs(factor).max(axis=1) / _INT16_MAX).astype(np.float32)
-    rounded = np.rint(factor / np.where(step > 0, step, 1)[:, None]).clip(-_INT16_MAX, _INT16_MAX)
-    upper = np.triu_indices(statistics.dim)
-    return {
-        "counts": statistics.counts,
-        "means": statistics.means.astype(np.float32),
-        "factor": rounded[upper].astype(np.int16),
-        "step": step,
-    }
-
-
-def _unpack_statistics(
-    labels: tuple[str, ...], arrays: Mapping[str, NDArray[Any]], space: str
-) -> ClassStatistics:
-    if set(arrays) != {"counts", "means", "factor", "step"}:
-        raise CorruptBundleError(
-            f"bundle has {sorted(arrays)[:8]} of the statistics {space!r}; expected counts, "
-            "factor, means, step"
-        )
-    means, factor, step = arrays["means"], arrays["factor"], arrays["step"]
-    dim = step.shape[0] if step.ndim == 1 else 0
-    if means.ndim != 2 or means.shape[1] != dim or factor.shape != (dim * (dim + 1) // 2,):
-        raise CorruptBundleError(
-            f"shapes of the statistics {space!r} contradict each other: means {means.shape}, "
-            f"factor {factor.shape}, step {step.shape}"
-        )
-    if factor.dtype != np.int16 or step.dtype != np.float32 or means.dtype != np.float32:
-        raise CorruptBundleError(f"the statistics {space!r} are of unexpected types")
-    if (step < 0).any() or (step > _MAX_STEP).any():
-        raise CorruptBundleError(f"the statistics {space!r} have steps outside 0..{_MAX_STEP:g}")
-    if dim > MAX_DIM:
-        raise BundleTooLargeError(f"bundle's features have dimension {dim}, at most {MAX_DIM}")
-    root = np.zeros((dim, dim))
-    root[np.triu_indices(dim)] = factor
-    root *= step.astype(np.float64)[:, None]
-    scatter = root.T @ root
-    packed = {
-        "counts": arrays["counts"],
-        "means": means,
-        "scatter": scatter[np.triu_indices(dim)],
-    }
-    return ClassStatistics.from_arrays(labels, packed)
 
 
 __all__ = [

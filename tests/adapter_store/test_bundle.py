@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load
 
 from adapter_store import bundle as bundles
-from adapter_store import container
+from adapter_store import codecs, container
 from adapter_store.bundle import Limits, bundle_digest, check_compatible, pack, unpack
 from adapter_store.errors import (
     BundleError,
@@ -26,6 +26,7 @@ from adapter_store.errors import (
     TruncatedBundleError,
     WrongEncoderError,
 )
+from ood.calibration import score_quantiles
 from ood.signature import signature
 from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
 
@@ -58,7 +59,8 @@ def packed(adapted):
 def test_a_bundle_comes_back_as_it_was_packed(make_bundle, family) -> None:
     bundle = make_bundle(family=family)
     again = unpack(pack(bundle))
-    assert again.manifest == bundle.manifest
+    shapes = {name: tensor.shape for name, tensor in bundle.tensors.items()}
+    assert again.manifest == changed(bundle, shapes=shapes).manifest
     assert again.tensors.keys() == bundle.tensors.keys()
     for name, tensor in bundle.tensors.items():
         assert np.array_equal(again.tensors[name], tensor)
@@ -66,8 +68,9 @@ def test_a_bundle_comes_back_as_it_was_packed(make_bundle, family) -> None:
     for before, after in ((bundle.base, again.base), (bundle.own, again.own)):
         assert after.labels == before.labels
         assert np.array_equal(after.counts, before.counts)
-        assert np.allclose(after.means, before.means, atol=1e-7)
-        assert np.allclose(after.scatter, before.scatter, atol=2e-4 * np.abs(before.scatter).max())
+        assert np.allclose(after.means, before.means, atol=4e-3)
+        assert np.isclose(np.trace(after.scatter), np.trace(before.scatter), rtol=1e-9)
+        assert np.allclose(after.scatter, before.scatter, atol=0.1 * np.abs(before.scatter).max())
     assert again.signature == bundle.signature
     assert (again.own is again.base) == (family == "frozen")
 
@@ -78,17 +81,36 @@ def test_the_same_bundle_gives_the_same_bytes(adapted, packed) -> None:
     assert bundle_digest(packed) == hashlib.sha256(packed).hexdigest()
 
 
-def test_any_safetensors_reader_opens_it(packed, adapted) -> None:
-    arrays = load(packed)
-    assert {f"adapter/{name}" for name in adapted.tensors} < arrays.keys()
+def test_any_safetensors_reader_opens_it(packed) -> None:
+    assert load(packed).keys() == {"adapter", "base", "own", "signature"}
 
 
-def test_a_bundle_of_the_default_encoders_size_is_small_and_its_head_the_same() -> None:
+@pytest.mark.parametrize("codec", codecs.CODECS)
+def test_what_is_read_back_is_what_the_codec_leaves(adapted, codec) -> None:
+    again = unpack(pack(adapted, codec=codec))
+    assert again.manifest.codec == codec
+    expected = codecs.quantised(adapted.tensors, codec)
+    for name, tensor in again.tensors.items():
+        assert tensor.dtype == np.float32
+        assert tensor.tobytes() == expected[name].tobytes()
+    assert unpack(pack(adapted, codec=codec)).tensors[name].tobytes() == tensor.tobytes()
+
+
+def test_a_codec_named_in_the_manifest_is_used(adapted) -> None:
+    assert pack(changed(adapted, codec="int4")) == pack(adapted, codec="int4")
+
+
+def _of_real_size(classes: int = 10) -> tuple[bundles.Bundle, np.ndarray]:
+    """Bottleneck 16 at four sites of 192 dimensions, base features of three depths."""
     rng = np.random.default_rng(0)
-    mix = rng.normal(size=(192, 192)) * np.exp(-np.arange(192) / 30)[:, None]
-    # Fewer samples than dimensions: the scatter is singular.
-    features = l2_normalise(rng.normal(size=(150, 192)) @ mix + 3)
-    statistics = ClassStatistics.fit(features, [f"class {k % 5}" for k in range(150)])
+    mix = rng.normal(size=(576, 576)) * np.exp(-np.arange(576) / 60)[:, None]
+    centres = rng.normal(size=(classes, 576)) * 2
+    names = [f"a class called {k:02d}" for k in range(classes)] * 60
+    features = l2_normalise(
+        np.tile(centres, (60, 1)) + rng.normal(size=(60 * classes, 576)) @ mix + 3
+    )
+    base = ClassStatistics.fit(features, names)
+    own = ClassStatistics.fit(l2_normalise(features[:, :192]), names)
     shapes = {
         "down.weight": (16, 192),
         "down.bias": (16,),
@@ -96,39 +118,37 @@ def test_a_bundle_of_the_default_encoders_size_is_small_and_its_head_the_same() 
         "up.bias": (192,),
     }
     tensors = {
-        f"blocks.{k}.mlp/{name}": rng.normal(size=shape).astype(np.float32)
-        for k in range(3)
+        f"blocks.{k}.mlp/{name}": rng.normal(0, 0.02, size=shape).astype(np.float32)
+        for k in range(8, 12)
         for name, shape in shapes.items()
     }
     manifest = bundles.Manifest(
         encoder="e" * 64,
         family="bottleneck",
         rank=16,
-        sites=tuple(f"blocks.{k}.mlp" for k in range(3)),
-        labels=statistics.labels,
-        task="t",
-        created_at=0.0,
-        created_by="d",
-        samples=150,
-        score_quantiles=tuple(range(101)),
+        sites=tuple(f"blocks.{k}.mlp" for k in range(8, 12)),
+        labels=base.labels,
+        task="ten classes",
+        created_at=1764000000.123,
+        created_by="device-a",
+        parents=tuple(f"{k:064x}" for k in range(10)),
+        samples=base.samples,
+        score_quantiles=tuple(score_quantiles(rng.normal(500, 40, size=1000))),
     )
     sign = signature(features, seed="e" * 64)
-    data = pack(bundles.Bundle(manifest, tensors, statistics, statistics, sign))
-    assert len(data) <= 180_000
-    before = GaussianHead.from_statistics([statistics])
-    after = GaussianHead.from_statistics([unpack(data).base])
-    assert np.allclose(after.distances(features), before.distances(features), rtol=1e-3)
+    return bundles.Bundle(manifest, tensors, base, own, sign), features
 
 
-@given(rows=st.integers(2, 30), dim=st.integers(1, 12), seed=st.integers(0, 1000))
-def test_statistics_survive_the_trip_whatever_their_rank(rows, dim, seed) -> None:
-    rng = np.random.default_rng(seed)
-    features = rng.normal(size=(rows, dim)) * np.exp(rng.normal(size=dim) * 3)
-    before = ClassStatistics.fit(features, ["a", "b"] * (rows // 2) + ["a"] * (rows % 2))
-    arrays = bundles._pack_statistics(before)
-    after = bundles._unpack_statistics(before.labels, arrays, "base")
-    assert np.allclose(after.scatter, before.scatter, atol=1e-3 * np.abs(before.scatter).max())
-    assert np.linalg.eigvalsh(after.scatter).min() >= -1e-9 * np.trace(after.scatter)
+def test_ten_classes_of_the_default_encoder_fit_into_60_kb_with_the_same_head() -> None:
+    bundle, features = _of_real_size()
+    data = pack(bundle, codec="int8")
+    assert len(data) <= 60_000
+    assert len(pack(bundle, codec="int4")) <= 50_000
+    truth = [f"a class called {k:02d}" for k in range(10)] * 60
+    for statistics in (bundle.base, unpack(data).base):
+        head = GaussianHead.from_statistics([statistics])
+        found = head.label_probabilities(head.log_likelihoods(features)).argmax(axis=1)
+        assert np.mean([head.labels[k] == name for k, name in zip(found, truth, strict=True)]) > 0.9
 
 
 # Refusals ----------------------------------------------------------------------------------------
@@ -171,7 +191,7 @@ def test_a_safetensors_file_that_is_no_bundle_is_refused() -> None:
 
 
 def test_another_format_version_is_refused(packed) -> None:
-    with pytest.raises(ForeignBundleError, match="format version 7, this version reads 1"):
+    with pytest.raises(ForeignBundleError, match="format version 7, this version reads 2"):
         unpack(repacked(packed, manifest={"format": 7, "some_new_field": 1}))
 
 
@@ -181,7 +201,7 @@ def test_trailing_bytes_are_refused(packed) -> None:
 
 
 def test_a_bundle_over_the_limits_is_refused(packed) -> None:
-    for limits in (Limits(bundle_bytes=1000), Limits(header_bytes=100), Limits(tensors=3)):
+    for limits in (Limits(bundle_bytes=1000), Limits(header_bytes=100), Limits(tensors=2)):
         with pytest.raises(BundleTooLargeError, match="are taken"):
             unpack(packed, limits=limits)
 
@@ -230,11 +250,20 @@ def test_weights_that_are_not_finite_are_refused(adapted, packed, value) -> None
     broken[0, 0] = value
     with pytest.raises(NonFiniteBundleError, match=name):
         pack(replace(adapted, tensors={**adapted.tensors, name: broken}))
+    forged = b"".join(
+        (broken if each == name else tensor).tobytes()
+        for each, tensor in sorted(adapted.tensors.items())
+    )
     with pytest.raises(NonFiniteBundleError, match=name):
-        unpack(repacked(packed, arrays={f"adapter/{name}": broken}))
-    means = np.full((2, 6), value, np.float32)
-    with pytest.raises(NonFiniteBundleError, match="base/means"):
-        unpack(repacked(packed, arrays={"base/means": means}))
+        unpack(repacked(packed, arrays={"adapter": np.frombuffer(forged, np.uint8)}))
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int1"])
+def test_weights_that_a_codec_cannot_hold_are_refused(adapted, codec) -> None:
+    name = min(adapted.tensors)
+    large = np.full_like(adapted.tensors[name], 1e30)
+    with pytest.raises(NonFiniteBundleError, match="store it as fp32"):
+        pack(replace(adapted, tensors={**adapted.tensors, name: large}), codec=codec)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +304,12 @@ def test_a_label_that_cannot_be_shown_is_refused(packed, label) -> None:
         {"labels": []},
         {"family": "frozen"},
         {"unknown_field": 1},
+        {"codec": "int3"},
+        {"shapes": {}},
+        {"shapes": {"blocks.0.mlp/down": [0, 6]}},
+        {"shapes": {"blocks.0.mlp/down": [-2, 6]}},
+        {"shapes": {"blocks.0.mlp/down": [2**40]}},
+        {"shapes": {"blocks.0.mlp/down": [1] * 40}},
     ],
 )
 def test_a_manifest_that_cannot_be_is_refused(packed, fields) -> None:
@@ -292,17 +327,19 @@ def test_the_packer_holds_itself_to_the_same_rules(adapted) -> None:
     ("drop", "arrays"),
     [
         (["signature"], {}),
-        (["base/means"], {}),
-        (["own/step"], {}),
+        (["base"], {}),
+        (["own"], {}),
+        (["adapter"], {}),
         ([], {"signature": np.zeros(4, np.uint8)}),
         ([], {"surprise": np.zeros(4, np.uint8)}),
         ([], {"base/surprise": np.zeros(4, np.uint8)}),
-        ([], {"base/step": np.full(6, -1, np.float32)}),
-        ([], {"base/step": np.full(6, 1e30, np.float32)}),
-        ([], {"base/step": np.ones(7, np.float32)}),
-        ([], {"base/factor": np.ones(21, np.float32)}),
-        ([], {"base/counts": np.array([3, -1])}),
-        ([], {"adapter/blocks.0.mlp/up": np.ones((6, 2), np.int16)}),
+        ([], {"base": np.zeros(4, np.uint8)}),
+        ([], {"base": np.zeros(400, np.uint8)}),
+        ([], {"own": np.zeros((20, 20), np.uint8)}),
+        ([], {"own": np.zeros(100, np.float32)}),
+        ([], {"adapter": np.zeros(191, np.uint8)}),
+        ([], {"adapter": np.zeros(193, np.uint8)}),
+        ([], {"adapter": np.zeros(48, np.float32)}),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(packed, drop, arrays) -> None:
@@ -310,9 +347,48 @@ def test_parts_that_contradict_each_other_are_refused(packed, drop, arrays) -> N
         unpack(repacked(packed, drop=drop, arrays=arrays))
 
 
+def test_an_adapter_of_more_numbers_than_allowed_is_refused_unread(packed) -> None:
+    # At one bit a number a small file could ask for a great deal of memory.
+    for shape in ([2**22, 2], [2**22, 2**22, 2**22, 2**22]):
+        manifest = {"codec": "int1", "shapes": {"blocks.0.mlp/down": shape}}
+        with pytest.raises(BundleTooLargeError, match="numbers"):
+            unpack(repacked(packed, manifest=manifest))
+
+
+def test_a_frozen_bundle_with_an_adapter_is_refused(make_bundle, packed) -> None:
+    frozen = pack(make_bundle())
+    with pytest.raises(CorruptBundleError, match="expected"):
+        unpack(repacked(frozen, arrays={"adapter": np.zeros(4, np.uint8)}))
+    with pytest.raises(InvalidManifestError):
+        unpack(repacked(frozen, manifest={"shapes": {"x": [1]}}))
+
+
+def test_own_statistics_may_have_fewer_dimensions_than_base_but_not_more(
+    adapted, interface
+) -> None:
+    narrow = ClassStatistics(
+        adapted.own.labels,
+        adapted.own.counts,
+        adapted.own.means[:, :4].copy(),
+        adapted.own.scatter[:4, :4].copy(),
+    )
+    again = unpack(pack(replace(adapted, own=narrow)))
+    assert (again.base.dim, again.own.dim) == (6, 4)
+    check_compatible(again, msgspec.structs.replace(interface, network_dim=4))
+    for dim in (0, 5):
+        with pytest.raises(WrongEncoderError, match="6/4"):
+            check_compatible(again, msgspec.structs.replace(interface, network_dim=dim))
+    with pytest.raises(CorruptBundleError, match="no larger"):
+        pack(replace(adapted, base=narrow))
+    wide = l2_normalise(np.random.default_rng(0).normal(size=(8, 9)))
+    wider = ClassStatistics.fit(wide, list(adapted.own.labels) * 4)
+    with pytest.raises(CorruptBundleError, match="no larger"):
+        pack(replace(adapted, own=wider))
+
+
 @pytest.mark.parametrize("labels", [["cat"], ["dog", "cat"], ["cat", "cat"]])
 def test_statistics_of_other_classes_than_the_manifests_are_refused(packed, labels) -> None:
-    with pytest.raises(CorruptBundleError, match=r"label|class|mean|count"):
+    with pytest.raises(CorruptBundleError, match=r"label|class"):
         unpack(repacked(packed, manifest={"labels": labels}))
 
 
