@@ -398,13 +398,16 @@ def _told(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def _table(found: dict[str, Any]) -> None:
     heads = ("last %", "average %", "forgotten", "train s", "ms", "passes", "bytes", "MB")
-    table = Table("strategy", caption="ms and passes a sample, bytes a task, MB at the peak")
+    table = Table(caption="ms and passes a sample, bytes a task, MB at the peak")
+    table.add_column("strategy", no_wrap=True)
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for name, measured in found["strategies"].items():
         table.add_row(name, *(reports.shown(measured[key]) for key in MEASURES[1:]))
+    # A file or a pipe has no width; there every row stays one line.
     console = Console()
-    # A file or a pipe has no width; there a row stays one line.
-    console.print(table, width=None if console.is_terminal else 100)
+    if not console.is_terminal:
+        console = Console(width=100)
+    console.print(table)
     for name, error in found.get("failed", {}).items():
         click.echo(f"{name} failed: {error}", err=True)

@@ -104,9 +104,10 @@ def load(path: Path) -> LabelledSet:
     if not path.is_file():
         raise BenchmarkError(f"{path} does not exist; give an .npz file or a folder of images")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise BenchmarkError(f"{path} is a single array; save it with numpy.savez(x=, y=)")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise BenchmarkError(f"{path} is a single array; save it with numpy.savez(x=, y=)")
+        with archive:
             arrays = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise BenchmarkError(f"cannot read {path} as .npz: {error}") from error
