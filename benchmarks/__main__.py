@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from benchmarks import alarm_budget, brokers, default_encoder
+from benchmarks import alarm_budget, alignment, brokers, default_encoder, label_noise
 
 # Beside the published file, which also holds a broker that is not installed with the project.
 OWN_RUN = Path("benchmarks/results/brokers-here.json")
@@ -18,6 +18,7 @@ def main() -> int:
         0 when every claim held.
     """
     status = alarm_budget.main([]) | brokers.main(["--out", str(OWN_RUN)])
+    status |= alignment.main([]) | label_noise.main([])
     data = os.environ.get("DRIFTKEEL_DATA")
     if data and (Path(data) / "data" / "cifar100-small.npz").exists():
         status |= default_encoder.main([])
