@@ -23,6 +23,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from adapter_store.blobs import write_durably
+from exporter.programs import TrainingProgram
 
 Floats = NDArray[np.float32]
 Program = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
@@ -54,6 +55,8 @@ class Recipe:
             them all. The best epoch's weights are kept in either case.
         micro_batch: Samples run at once, to bound memory; the gradients of a step are summed over
             its parts. None runs the batch whole.
+        nested: Train every step with some of the first ranks only, so that the adapter can be
+            truncated afterwards; ``program`` must be a :class:`TrainingProgram`.
         precision: Of the encoder's pass; ``bfloat16`` trains about 2.5 times faster where the
             processor knows it. Weights, head and loss are float32 either way.
     """
@@ -67,6 +70,7 @@ class Recipe:
     weight_decay: float = 1e-4
     patience: int = 0
     micro_batch: int | None = None
+    nested: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -195,7 +199,9 @@ def train(
             for part in _micro(rows, recipe):
                 classes = torch.from_numpy(targets[part])
                 with torch.set_grad_enabled(not frozen):
-                    features = _features(program, hidden, part, tensors, recipe)
+                    features = _features(
+                        program, hidden, part, _step_tensors(program, tensors, recipe, at), recipe
+                    )
                 learned += _backward(objective, features, classes, len(part) / len(rows))
             with torch.no_grad():
                 # Without a gradient a tensor is left alone, by weight decay too.
@@ -243,6 +249,16 @@ def saved_bytes(program: Program, hidden: Rows, initial: Mapping[str, Floats]) -
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         program(first, tensors)
     return kept
+
+
+def _step_tensors(
+    program: Program, tensors: Mapping[str, Tensor], recipe: Recipe, at: _Position
+) -> Mapping[str, Tensor]:
+    if not recipe.nested:
+        return tensors
+    assert isinstance(program, TrainingProgram), "nested training needs a training program"
+    # Like the order, the ranks depend on the place in the training alone.
+    return program.nested(tensors, np.random.default_rng((recipe.seed, at.epoch, at.step)))
 
 
 def _features(

@@ -56,6 +56,12 @@ def encoder() -> None:
     show_default=True,
     help="How weights are stored; float16 halves the size and rounds them.",
 )
+@click.option(
+    "--families",
+    default="bottleneck",
+    show_default=True,
+    help="Adapter families to build for, with commas, or all.",
+)
 def build(  # noqa: PLR0917 - click passes one argument an option
     weights: Path,
     out: Path,
@@ -66,6 +72,7 @@ def build(  # noqa: PLR0917 - click passes one argument an option
     std: str | None,
     name: str | None,
     dtype: str,
+    families: str,
 ) -> None:
     """Build an encoder package from a Vision Transformer's weights.
 
@@ -80,6 +87,7 @@ def build(  # noqa: PLR0917 - click passes one argument an option
         from safetensors.torch import load_file  # noqa: PLC0415 - torch only where it is needed
 
         from exporter.build import build_vit  # noqa: PLC0415
+        from exporter.families import family_names  # noqa: PLC0415
     package = build_vit(
         load_file(weights),
         image_size=size,
@@ -89,6 +97,7 @@ def build(  # noqa: PLR0917 - click passes one argument an option
         std=_colour(std or about.get("std", "0.5"), "std"),
         name=name or about.get("name") or weights.stem,
         dtype="float16" if dtype == "float16" else "float32",
+        families=family_names() if families == "all" else families.split(","),
         out=out,
         progress=_progress(),
     )
@@ -166,7 +175,10 @@ def _describe(package: EncoderPackage) -> None:
         ("features", str(manifest.feature_dim)),
         ("weights", manifest.dtype),
         ("families", ", ".join(package.families)),
-        *(("site", f"{name} ({manifest.sites[name].dim} channels)") for name in package.sites),
+        *(
+            ("site", f"{name} ({site.kind}, {site.dim} channels)")
+            for name, site in sorted(manifest.sites.items())
+        ),
         ("built with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.built_with.items()))),
         ("size", f"{size} bytes in {len(manifest.files)} files"),
     ]

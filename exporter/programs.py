@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from exporter.errors import EncoderError
-from exporter.families import AdapterFamily, adapter_family, attached_sites, tensor_shapes
+from exporter.families import (
+    AdapterFamily,
+    adapter_family,
+    attached_sites,
+    largest_rank,
+    nested,
+    tensor_shapes,
+)
 from exporter.package import SUFFIX_KEY, EncoderPackage, Site
 
 _MAX_BATCH = 65536
@@ -151,6 +158,10 @@ class TrainingProgram(nn.Module):
             raise EncoderError(f"adapter tensor {odd!r} is {what}")
         features: Tensor = self.module(hidden, *(tensors[name] for name in self.tensors))
         return features
+
+    def nested(self, tensors: Mapping[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+        """What one step of nested training runs with: the first of the adapter's ranks."""
+        return nested(self.family, tensors, largest_rank(self.family, tensors), rng)
 
 
 def load_training_program(package: EncoderPackage, family: str) -> TrainingProgram:

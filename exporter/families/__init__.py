@@ -31,6 +31,7 @@ __all__ = [
     "attached_sites",
     "family_names",
     "initial_tensors",
+    "largest_rank",
     "nested",
     "padded",
     "tensor_shapes",
@@ -160,6 +161,13 @@ def nested(
     return truncate(family, tensors, int(rng.integers(1, rank, endpoint=True)))
 
 
+def largest_rank(family: AdapterFamily, tensors: Mapping[str, _Value]) -> int:
+    """The rank of an adapter, the largest of its sites'; 1 in a family without a rank."""
+    axes = _rank_axes(family) if family.ranked else {}
+    ranks = [v.shape[a] for name, v in tensors.items() for a in axes.get(_param(name), ())]
+    return int(max(ranks, default=1))
+
+
 def padded(
     family: AdapterFamily, sites: Mapping[str, int | Site], tensors: Mapping[str, Floats]
 ) -> dict[str, Floats]:
@@ -182,10 +190,7 @@ def padded(
         raise EncoderError(f"sites of the family {family.name!r} cannot differ in rank")
     if unknown := sorted(set(tensors) - set(shapes)):
         raise EncoderError(f"adapter tensor {unknown[0]!r} is none of {family.name!r} here")
-    axes = _rank_axes(family)
-    rank = max(
-        (value.shape[a] for name, value in tensors.items() for a in axes[_param(name)]), default=1
-    )
+    rank = largest_rank(family, tensors)
     whole: dict[str, Floats] = {}
     for name, shape in shapes.items():
         whole[name] = np.zeros([rank if axis == RANK else int(axis) for axis in shape], np.float32)

@@ -33,7 +33,7 @@ def test_build_takes_what_the_file_says_of_itself_and_options_win(
     weights: Path, tmp_path: Path
 ) -> None:
     arguments = ["build", "--weights", weights, "--out", tmp_path / "out", "--suffix-blocks", "1"]
-    arguments += ["--mean", "0.1,0.2,0.3", "--dtype", "float16"]
+    arguments += ["--mean", "0.1,0.2,0.3", "--dtype", "float16", "--families", "bottleneck,prefix"]
     result = CliRunner().invoke(encoder, [str(part) for part in arguments])
     assert result.exit_code == 0, result.output
     package = EncoderPackage.load(tmp_path / "out")
@@ -43,13 +43,14 @@ def test_build_takes_what_the_file_says_of_itself_and_options_win(
     assert package.manifest.mean == (0.1, 0.2, 0.3)
     assert package.manifest.std == (0.5, 0.5, 0.5)
     assert package.manifest.dtype == "float16"
-    assert package.sites == ("blocks.2.mlp",)
+    assert package.families == ("bottleneck", "prefix")
+    assert package.sites == ("blocks.2.attn.mix", "blocks.2.mlp")
 
 
 def test_inspect_prints_what_a_reader_needs(package: EncoderPackage) -> None:
     result = CliRunner().invoke(encoder, ["inspect", str(package.path)])
     assert result.exit_code == 0
-    for expected in (package.digest, "16 x 16 RGB", "5 x 32", "blocks.1.mlp", "bottleneck"):
+    for expected in (package.digest, "16 x 16 RGB", "6 x 32", "blocks.1.mlp", "bottleneck"):
         assert expected in result.stdout
 
 
@@ -57,7 +58,7 @@ def test_inspect_json_is_the_manifest_and_the_digest(package: EncoderPackage) ->
     result = CliRunner().invoke(encoder, ["inspect", str(package.path), "--json"])
     found = json.loads(result.stdout)
     assert found["digest"] == package.digest
-    assert found["manifest"]["feature_dim"] == 32
+    assert found["manifest"]["feature_dim"] == 64
 
 
 def test_inspect_refuses_what_is_no_package(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_digest_covers_what_the_manifest_says(package: EncoderPackage, copie
 def test_the_interface_says_what_a_bundle_must_fit(package: EncoderPackage) -> None:
     interface = package.interface()
     assert interface.digest == package.digest
-    assert interface.feature_dim == 32
+    assert interface.feature_dim == 64
     assert interface.sites == ("blocks.1.mlp", "blocks.2.mlp")
     shapes = interface.families["bottleneck"]
     assert shapes["blocks.2.mlp/down.weight"] == ("rank", 32)
