@@ -102,3 +102,104 @@ def merge_momentum(
     """
     for name, mean in earlier.items():
         tensors[name].mul_(1.0 - momentum).add_(mean, alpha=momentum)
+
+
+class ContrastiveHead(CosineHead):
+    """What MOS trains an adapter for: the local cosine head and a term that keeps classes apart.
+
+    The term asks of every stored class mean and every sample of the batch to be most like itself
+    (cross-entropy of their similarities, temperature 0.8, against the diagonal), which pushes new
+    features away from each other and from the old classes.
+
+    Args:
+        head: As for `CosineHead`.
+        means: Means of the classes of earlier tasks, normalised, float32 [k, d]; k may be 0.
+        weight: Of the contrastive term.
+        temperature: Of its similarities.
+        momentum: As for `CosineHead`.
+        earlier: As for `CosineHead`.
+    """
+
+    def __init__(
+        self,
+        head: Floats,
+        means: Floats,
+        *,
+        weight: float = 0.1,
+        temperature: float = 0.8,
+        momentum: float = 0.1,
+        earlier: Mapping[str, Floats] | None = None,
+    ) -> None:
+        super().__init__(head, momentum=momentum, earlier=earlier)
+        self._means = torch.from_numpy(means.copy())
+        self._weight, self._temperature = weight, temperature
+
+    def loss(self, features: Tensor, classes: Tensor) -> Tensor:
+        """Local cross-entropy and the contrastive term."""
+        unit = functional.normalize(features[:, : self._width], dim=1)
+        points = torch.cat([self._means, unit])
+        similarities = points @ points.T / self._temperature
+        apart = functional.cross_entropy(similarities, torch.arange(len(points)))
+        return super().loss(features, classes) + self._weight * apart
+
+
+class AveragedLocalHead(Classifier):
+    """What LAE trains an adapter for: the classes of one task, with a slow average beside it.
+
+    LAE (Gao et al., "A Unified Continual Learning Framework with General Parameter-Efficient
+    Tuning", ICCV 2023): the cross-entropy runs over the present task's classes only (section 3.2),
+    the adapter rests in the first epochs (3.3, adaptation speed calibration), and the offline
+    adapter follows it by an exponential moving average (3.4, equation 5).
+
+    Args:
+        rows: Of a linear head over normalised features, the present task's classes, float32
+            [c, d]; narrower than the features, it looks at their first d numbers only.
+        bias: float32 [c].
+        offline: The offline adapter so far, by tensor name; empty when there is none yet.
+        decay: Share the offline adapter keeps in a step.
+        frozen_epochs: Epochs in which only the head learns.
+    """
+
+    def __init__(
+        self,
+        rows: Floats,
+        bias: Floats,
+        offline: Mapping[str, Floats],
+        *,
+        decay: float,
+        frozen_epochs: int,
+    ) -> None:
+        self._rows = torch.from_numpy(rows.copy()).requires_grad_()
+        self._bias = torch.from_numpy(bias.copy()).requires_grad_()
+        self._offline = {name: torch.from_numpy(v.copy()) for name, v in offline.items()}
+        self._decay, self._frozen_epochs = decay, frozen_epochs
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The head's rows and bias."""
+        return {"rows": self._rows, "bias": self._bias}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The offline adapter."""
+        return self._offline
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Linear in the normalised features, [b, c]."""
+        unit = functional.normalize(features[:, : self._rows.shape[1]], dim=1)
+        return unit @ self._rows.T + self._bias
+
+    def after_step(self, tensors: Mapping[str, Tensor]) -> None:
+        """Let the offline adapter follow."""
+        for name, tensor in self._offline.items():
+            tensor.mul_(self._decay).add_(tensors[name], alpha=1.0 - self._decay)
+
+    def adapter_frozen(self, epoch: int) -> bool:
+        """True in the first epochs."""
+        return epoch < self._frozen_epochs
+
+    def head(self) -> tuple[Floats, Floats]:
+        """Rows and bias as they are now."""
+        return self._rows.detach().numpy().copy(), self._bias.detach().numpy().copy()
+
+    def offline(self) -> dict[str, Floats]:
+        """The offline adapter as it is now."""
+        return {name: tensor.numpy().copy() for name, tensor in self._offline.items()}

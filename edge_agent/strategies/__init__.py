@@ -13,6 +13,8 @@ _STRATEGIES: Final = {
     "driftkeel": ("edge_agent.strategies.driftkeel", "Driftkeel"),
     "frozen": ("edge_agent.strategies.frozen", "Frozen"),
     "joint": ("edge_agent.strategies.joint", "Joint"),
+    "lae": ("edge_agent.strategies.lae", "Lae"),
+    "mos": ("edge_agent.strategies.mos", "Mos"),
     "ridge": ("edge_agent.strategies.ridge", "Ridge"),
 }
 NAMES: Final = tuple(sorted(_STRATEGIES))

@@ -19,9 +19,9 @@ Floats = NDArray[np.float32]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-_STEPS: Final = 200
-_SAMPLES_PER_CLASS: Final = 8
-_LEARNING_RATE: Final = 0.05
+_STEPS: Final = 300
+_SAMPLES_PER_CLASS: Final = 16
+_LEARNING_RATE: Final = 0.006
 _MOMENTUM: Final = 0.9
 
 

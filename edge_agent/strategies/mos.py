@@ -8,6 +8,10 @@ strategies use too are in `refinement` and `heads`.
 A task's label is a component of its own, owned by the task's adapter, also when an earlier task
 knows the label: more examples of an old class and a class seen in another domain are both another
 component, and a label's score is that of its best one. Statistics never mix two adapters' spaces.
+
+Where it differs from the published code: the classes of a task share one covariance (the paper
+keeps one a class); only the suffix's sites are adapted; and AdamW trains, because plain gradient
+descent at the published 0.03 leaves an adapter of so few steps where it started.
 """
 
 from __future__ import annotations
@@ -67,14 +71,14 @@ class Mos:
     """The published strategy.
 
     Attributes:
-        epochs: Passes over a task's samples; as published, like the two that follow.
-        batch_size: Samples in a step.
-        learning_rate: Of stochastic gradient descent, along a half cosine.
+        epochs: Passes over a task's samples.
+        batch_size: Samples in a step, as published.
+        learning_rate: Of AdamW, along a half cosine.
     """
 
-    epochs: int = 20
+    epochs: int = 10
     batch_size: int = 48
-    learning_rate: float = 0.03
+    learning_rate: float = 0.005
 
     name = "mos"
 
@@ -112,8 +116,8 @@ class Mos:
         from edge_agent.objectives import ContrastiveHead  # noqa: PLC0415
         from edge_agent.trainer_loop import Recipe  # noqa: PLC0415
 
-        mean = {
-            name: np.mean([each.tensors[name] for each in earlier], axis=0, dtype=np.float32)
+        mean: dict[str, Floats] = {
+            name: np.stack([each.tensors[name] for each in earlier]).mean(axis=0)
             for name in (earlier[0].tensors if earlier else ())
         }
         initial = mean or engine.fresh(task.seed)
@@ -127,7 +131,6 @@ class Mos:
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             seed=task.seed,
-            optimiser="sgd",
             precision=engine.recipe.precision if engine.recipe else "float32",
         )
         objective = ContrastiveHead(head, means, momentum=_MOMENTUM, earlier=mean)
