@@ -214,6 +214,7 @@ class EncoderPackage:
             feature_dim=self.feature_dim,
             sites=self.sites,
             families={name: dict(self.manifest.families[name].tensors) for name in self.families},
+            network_dim=self.network_dim,
         )
 
     def read(self, name: str) -> bytes:
