@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the name all of torch's use
 
 from exporter.errors import EncoderError
 from exporter.package import Site
+from exporter.state import load_exactly, shaped
 
 LAYER_NORM_EPS = 1e-6
 
@@ -359,10 +360,10 @@ def vit_from_state_dict(
             names it.
     """
     weights = {key: value for key, value in state.items() if not key.startswith("head.")}
-    kernel = _shaped(weights, "patch_embed.proj.weight", rank=4)
+    kernel = shaped(weights, "patch_embed.proj.weight", rank=4)
     dim, patch = kernel.shape[0], kernel.shape[-1]
-    hidden = _shaped(weights, "blocks.0.mlp.fc1.weight", rank=2).shape[0]
-    positions = _shaped(weights, "pos_embed", rank=3)
+    hidden = shaped(weights, "blocks.0.mlp.fc1.weight", rank=2).shape[0]
+    positions = shaped(weights, "pos_embed", rank=3)
     depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
     if heads is None:
         heads = max(dim // 64, 1)
@@ -370,27 +371,8 @@ def vit_from_state_dict(
         image_size=image_size, patch=patch, dim=dim, depth=depth, heads=heads, hidden=hidden
     )
     weights["pos_embed"] = _resize_positions(positions.float(), image_size // patch)
-    expected = vit.state_dict()
-    for key in expected:
-        if key not in weights:
-            raise EncoderError(f"weight {key!r} is missing")
-    for key, value in weights.items():
-        if key not in expected:
-            raise EncoderError(f"weight {key!r} is none of this encoder's")
-        if value.shape != expected[key].shape:
-            found, wanted = list(value.shape), list(expected[key].shape)
-            raise EncoderError(f"weight {key!r} has shape {found}, expected {wanted}")
-    vit.load_state_dict({key: value.float() for key, value in weights.items()})
+    load_exactly(vit, weights)
     return vit.eval()
-
-
-def _shaped(weights: Mapping[str, Tensor], key: str, *, rank: int) -> Tensor:
-    if key not in weights:
-        raise EncoderError(f"weight {key!r} is missing")
-    value = weights[key]
-    if value.ndim != rank or 0 in value.shape:
-        raise EncoderError(f"weight {key!r} has shape {list(value.shape)}, expected {rank} axes")
-    return value
 
 
 def _resize_positions(positions: Tensor, grid: int) -> Tensor:
