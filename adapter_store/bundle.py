@@ -42,7 +42,7 @@ FROZEN: Final = "frozen"
 _METADATA_KEY: Final = "driftkeel"
 # Bytes a dimension for up to ten classes. With these a bundle of ten classes and an adapter of
 # 25,000 numbers at int8 has less than 60 KB; one without an adapter has room for more.
-_FACTORS: Final = {"base": 22, "own": 14}
+_FACTORS: Final = {"base": 22, "own": 12}
 _FACTORS_ALONE: Final = 48
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]

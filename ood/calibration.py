@@ -64,8 +64,8 @@ def score_quantiles(scores: npt.ArrayLike) -> list[float]:
     """
     values = check_scores(scores)
     quantiles = np.quantile(values, np.linspace(0, 1, QUANTILES))
-    # Interpolation may lose the order in the last bit. Seven digits keep manifests short.
-    return [float(f"{value:.7g}") for value in np.maximum.accumulate(quantiles)]
+    # Interpolation may lose the order in the last bit.
+    return [float(value) for value in np.maximum.accumulate(quantiles)]
 
 
 def fits(scores: npt.ArrayLike, quantiles: Sequence[float]) -> float:

@@ -81,6 +81,22 @@ def test_the_order_of_installation_changes_no_answer(
     assert serving_of(sessions, bundles[::-1], calibration).predict(images) == forwards
 
 
+def test_answers_and_scores_are_a_function_of_the_installed_set_bit_for_bit(
+    sessions, make_bundle, make_images, calibration
+) -> None:
+    bundles = [make_bundle((2 * k, 2 * k + 1), adapter=k or None) for k in range(3)]
+    images, _ = make_images(range(6), 2, seed=10)
+
+    def bits(order: tuple[int, ...]) -> tuple[list[Any], bytes]:
+        serving = serving_of(sessions, [bundles[k] for k in order], calibration)
+        return serving.predict(images), serving.detector.score(calibration).tobytes()
+
+    fewer, whole = bits((0, 1)), bits((0, 1, 2))
+    assert bits((2, 0, 1)) == bits((1, 2, 0)) == whole
+    assert fewer != whole
+    assert bits((1, 0)) == fewer
+
+
 def test_the_prefix_runs_once_a_sample_and_only_named_adapters_run(
     sessions, make_bundle, make_images, calibration
 ) -> None:

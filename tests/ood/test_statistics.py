@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import reduce
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from ood.compact import to_bytes
 from ood.errors import OodError
 from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
 
@@ -63,6 +67,45 @@ def test_the_same_data_in_two_groups_gives_the_same_bits() -> None:
     features = _sample(3, 4, 5, "ab")[0]
     first, second = (GaussianHead.from_statistics(groups).distances(features) for _ in range(2))
     assert first.tobytes() == second.tobytes()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(5)))
+def test_groups_in_canonical_order_give_the_same_head_bit_for_bit(order) -> None:
+    groups = [ClassStatistics.fit(*_sample(seed, 20, 5, "abcd")) for seed in range(5)]
+    named = {hashlib.sha256(to_bytes(groups[k])).hexdigest(): groups[k] for k in order}
+    head = GaussianHead.from_statistics([named[name] for name in sorted(named)])
+    plain = sorted(groups, key=lambda group: hashlib.sha256(to_bytes(group)).hexdigest())
+    probe = _sample(9, 4, 5, "ab")[0]
+    again = GaussianHead.from_statistics(plain)
+    assert head.distances(probe).tobytes() == again.distances(probe).tobytes()
+    assert head.components == again.components
+    assert head.shrinkage == again.shrinkage
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(4)), st.integers(1, 4))
+def test_devices_that_merge_in_any_order_have_the_head_of_the_union(order, devices) -> None:
+    data = [_sample(seed, 25, 4, "abcd") for seed in range(4)]
+    parts = [ClassStatistics.fit(*data[k]) for k in order]
+    merged = reduce(ClassStatistics.merge, parts[:devices])
+    chosen = [data[k] for k in sorted(order[:devices])]
+    rows = np.vstack([rows for rows, _ in chosen])
+    union = ClassStatistics.fit(rows, [name for _, names in chosen for name in names])
+    assert merged.labels == union.labels
+    assert np.array_equal(merged.counts, union.counts)
+    assert np.abs(merged.means - union.means).max() <= 1e-6
+    assert np.abs(merged.scatter - union.scatter).max() <= 1e-6
+    heads = [GaussianHead.from_statistics([each]) for each in (merged, union)]
+    assert np.allclose(heads[0].distances(rows), heads[1].distances(rows), rtol=1e-6, atol=1e-6)
+
+
+def test_a_group_that_comes_and_goes_leaves_the_head_as_it_was() -> None:
+    one, two, three = (ClassStatistics.fit(*_sample(seed, 20, 5, "abc")) for seed in (1, 2, 3))
+    probe = _sample(9, 6, 5, "ab")[0]
+    before = GaussianHead.from_statistics([one, three]).distances(probe)
+    GaussianHead.from_statistics([one, two, three])
+    assert GaussianHead.from_statistics([one, three]).distances(probe).tobytes() == before.tobytes()
 
 
 def test_a_class_only_one_side_knows_keeps_its_mean() -> None:
