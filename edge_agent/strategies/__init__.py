@@ -11,6 +11,7 @@ from edge_agent.strategies.base import Prediction, Predictor, Strategy, Task
 # Name to the module and class; imported only when asked for.
 _STRATEGIES: Final = {
     "driftkeel": ("edge_agent.strategies.driftkeel", "Driftkeel"),
+    "ear": ("edge_agent.strategies.ear", "Ear"),
     "frozen": ("edge_agent.strategies.frozen", "Frozen"),
     "joint": ("edge_agent.strategies.joint", "Joint"),
     "lae": ("edge_agent.strategies.lae", "Lae"),

@@ -1,0 +1,1 @@
+"""Which adapter to train for a task, decided before training anything."""
