@@ -20,6 +20,7 @@ _SUMMARIES = {
     "catalogue": "Run the cloud catalogue of adapters.",
     "encoder": "Build and inspect encoder packages.",
     "export": "Write a suffix with one adapter as a standalone ONNX file.",
+    "families": "Compare adapter families on a labelled set.",
     "shell": "Operate the fleet: approve adapters, roll devices back.",
 }
 
