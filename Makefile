@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench broker clean help
+.PHONY: demo test lint bench bench-cil bench-cil-full broker clean help
 
 help:
 	@echo "make demo   the whole job on real input, about four minutes; results in demo-out/"
 	@echo "make test   all tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the benchmarks that need no extra data"
+	@echo "make bench-cil       how the strategies learn and forget, one seed, up to 90 minutes"
+	@echo "make bench-cil-full  the same with three seeds, hours; it can be stopped and started again"
+	@echo "                     (both need DRIFTKEEL_DATA, see benchmarks/README.md)"
 
 # The interpreter may be called python3 only; anything from 3.11 on will do.
 $(VENV)/bin/python:
@@ -50,5 +53,17 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
+# Results are kept run by run: what is there under the same settings is not run again.
+BENCH_OUT ?= bench-out
+BENCH_JOBS ?= 2
+
+bench-cil: $(INSTALLED)
+	$(BIN)/driftkeel bench suite --seeds 0 --out $(BENCH_OUT) --jobs $(BENCH_JOBS)
+	$(BIN)/driftkeel bench report $(BENCH_OUT) --page $(BENCH_OUT)/learning.md
+
+bench-cil-full: $(INSTALLED)
+	$(BIN)/driftkeel bench suite --seeds 0,1,2 --out $(BENCH_OUT) --jobs $(BENCH_JOBS)
+	$(BIN)/driftkeel bench report $(BENCH_OUT)
+
 clean:
-	rm -rf $(VENV) demo-out build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) demo-out bench-out build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -145,7 +145,7 @@ def _provenance(results: Results) -> str:
     seeds = sorted({run["seed"] for run in runs})
     day = time.strftime("%Y-%m-%d", time.gmtime())
     return (
-        f"Written on {day} from {len(runs)} runs with seeds {', '.join(map(str, seeds))}; encoder "
+        f"Written on {day} from {len(runs)} runs with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; encoder "
         f"{', '.join(sorted(encoders))}; {'; '.join(sorted(machines))}, one thread a run; "
         f"{', '.join(sorted(used))}."
         + (" Mean ± standard deviation over the seeds." if len(seeds) > 1 else "")
