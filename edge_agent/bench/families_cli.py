@@ -75,10 +75,11 @@ def families(
     test = _test_part(samples, settings["seed"])
     labels = samples.classes.index
     found: dict[str, Any] = {}
-    for name in (None, *names):
-        click.echo(f"measuring {name or TRAINING_FREE}", err=True)
-        found[name or TRAINING_FREE] = _measured(
-            package, name, hidden=hidden, labels=labels, test=test, settings=settings
+    for family in (None, *names):
+        name = family or TRAINING_FREE
+        click.echo(f"measuring {name}", err=True)
+        found[name] = _measured(
+            package, family, hidden=hidden, labels=labels, test=test, settings=settings
         )
     about = {"encoder": package.digest, "data": samples.name, "test": int(test.sum()), **settings}
     if as_json:
