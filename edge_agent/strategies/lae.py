@@ -66,7 +66,7 @@ class Lae:
 
     epochs: int = 5
     batch_size: int = 48
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-3
 
     name = "lae"
 
@@ -101,6 +101,9 @@ class Lae:
         rows, bias = objective.head()
         learned.rows[present] += rows - head.rows[present]
         learned.bias[present] += bias - head.bias[present]
+        # What is remembered of the task lies in the space its adapter ended with.
+        fitted = ClassStatistics.fit(_features(engine, task.hidden, online), task.labels)
+        statistics = fitted if memory is None else memory.statistics.merge(fitted)
         # The first task's average is the adapter itself; it would stay near the start otherwise.
         offline = online if memory is None else objective.offline()
         return LaeMemory(online, offline, statistics, learned)
