@@ -143,9 +143,10 @@ def _provenance(results: Results) -> str:
     }
     used = {" ".join(pair) for run in runs for pair in run["versions"].items()}
     seeds = sorted({run["seed"] for run in runs})
+    told = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     day = time.strftime("%Y-%m-%d", time.gmtime())
     return (
-        f"Written on {day} from {len(runs)} runs with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; encoder "
+        f"Written on {day} from {len(runs)} runs with {told}; encoder "
         f"{', '.join(sorted(encoders))}; {'; '.join(sorted(machines))}, one thread a run; "
         f"{', '.join(sorted(used))}."
         + (" Mean ± standard deviation over the seeds." if len(seeds) > 1 else "")
