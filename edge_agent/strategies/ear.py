@@ -173,7 +173,7 @@ class Ear:
             initial = extended(engine.package, candidate, nearest.tensors, task.seed)
         chosen = self.engine_for(engine, candidate.family)
         assert engine.recipe is not None
-        objective = _AtSites(CosineHead(bundles.means.astype(np.float32)), initial, candidate)
+        objective = AtSites(CosineHead(bundles.means.astype(np.float32)), initial, candidate)
         recipe = replace(engine.recipe, seed=task.seed)
         tensors = chosen.train(task.hidden, targets, initial, objective, recipe)
         return Adapter(candidate, tensors)
@@ -286,7 +286,7 @@ class EarPredictor:
         return Prediction(probabilities / probabilities.sum(axis=1, keepdims=True), passes)
 
 
-class _AtSites:
+class AtSites:
     """An objective that holds an adapter's tensors at other sites where they began."""
 
     def __init__(
@@ -296,18 +296,23 @@ class _AtSites:
         self._fixed = {n: v.copy() for n, v in initial.items() if not active(candidate, n)}
 
     def parameters(self) -> dict[str, Tensor]:
+        """What the inner objective trains."""
         return self._inner.parameters()
 
     def buffers(self) -> dict[str, Tensor]:
+        """The inner objective's."""
         return self._inner.buffers()
 
     def loss(self, features: Tensor, classes: Tensor) -> Tensor:
+        """The inner objective's."""
         return self._inner.loss(features, classes)
 
     def correct(self, features: Tensor, classes: Tensor) -> int:
+        """The inner objective's."""
         return self._inner.correct(features, classes)
 
     def after_step(self, tensors: Mapping[str, Tensor]) -> None:
+        """What the inner one does; then the other sites go back to where they began."""
         import torch  # noqa: PLC0415
 
         self._inner.after_step(tensors)
@@ -315,6 +320,7 @@ class _AtSites:
             tensors[name].copy_(torch.from_numpy(value))
 
     def adapter_frozen(self, epoch: int) -> bool:
+        """As the inner objective says."""
         return self._inner.adapter_frozen(epoch)
 
 
