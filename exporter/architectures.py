@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from exporter.build import Progress, build_encoder, build_vit
 from exporter.errors import EncoderError
+from exporter.families import adapter_family, attached_sites, family_names
 from exporter.mobilenet import (
     DEPTH,
     mobilenet_from_state_dict,
@@ -32,6 +34,16 @@ def _silent(line: str) -> None:
     del line
 
 
+def attachable_families(sites: Mapping[str, Site]) -> list[str]:
+    """The adapter families that find a site of their kinds among these."""
+    found = []
+    for name in family_names():
+        with contextlib.suppress(EncoderError):
+            attached_sites(adapter_family(name), sites)
+            found.append(name)
+    return found
+
+
 def build_mobilenet(
     state: Mapping[str, Tensor],
     *,
@@ -41,7 +53,7 @@ def build_mobilenet(
     out: Path,
     mean: Sequence[float] = (0.5, 0.5, 0.5),
     std: Sequence[float] = (0.5, 0.5, 0.5),
-    families: Sequence[str] = ("bottleneck",),
+    families: Sequence[str] | None = ("bottleneck",),
     dtype: Literal["float16", "float32"] = "float32",
     progress: Progress = _silent,
 ) -> EncoderPackage:
@@ -59,7 +71,8 @@ def build_mobilenet(
         out: The package's directory; it must not exist.
         mean: Mean of each colour channel, of values in 0 to 1.
         std: Standard deviation of each colour channel.
-        families: The adapter families to capture the suffix for.
+        families: The adapter families to capture the suffix for; None for all that attach to
+            convolutions.
         dtype: What the package stores weights in. The encoder is what they are after rounding.
         progress: Told each step as it begins.
 
@@ -76,16 +89,17 @@ def build_mobilenet(
             f"none of the last {suffix_blocks} blocks is added to its input, so none can take "
             "an adapter; ask for more suffix blocks"
         )
+    sites = {site: Site(channels, channel_axis=1) for site, channels in blocks.items()}
     return build_encoder(
         prefix,
         suffix,
-        sites={site: Site(channels, channel_axis=1) for site, channels in blocks.items()},
+        sites=sites,
         image_size=image_size,
         mean=mean,
         std=std,
         name=name,
         out=out,
-        families=families,
+        families=attachable_families(sites) if families is None else families,
         feature_parts=(net.dim, *(net.block(depth).width for depth in depths)),
         dtype=dtype,
         progress=progress,
@@ -102,7 +116,7 @@ def build_known(
     heads: int | None = None,
     mean: Sequence[float] = (0.5, 0.5, 0.5),
     std: Sequence[float] = (0.5, 0.5, 0.5),
-    families: Sequence[str] = ("bottleneck",),
+    families: Sequence[str] | None = ("bottleneck",),
     dtype: Literal["float16", "float32"] = "float32",
     progress: Progress = _silent,
 ) -> EncoderPackage:
@@ -117,7 +131,7 @@ def build_known(
         heads: Attention heads of a Vision Transformer; `dim // 64` when absent.
         mean: Mean of each colour channel, of values in 0 to 1.
         std: Standard deviation of each colour channel.
-        families: The adapter families to capture the suffix for.
+        families: The adapter families to capture the suffix for; None for all that can attach.
         dtype: What the package stores weights in.
         progress: Told each step as it begins.
 
@@ -134,7 +148,7 @@ def build_known(
             heads=heads,
             mean=mean,
             std=std,
-            families=families,
+            families=family_names() if families is None else families,
             dtype=dtype,
             progress=progress,
         )

@@ -34,7 +34,7 @@ def encoder() -> None:
     "--weights",
     required=True,
     type=click.Path(path_type=Path),
-    help="A safetensors file with a Vision Transformer's weights under timm's names.",
+    help="A safetensors file with the weights of a Vision Transformer or a MobileNetV2.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The new directory.")
 @click.option("--image-size", type=int, help="Side of the input in pixels.")
@@ -45,7 +45,9 @@ def encoder() -> None:
     show_default=True,
     help="Last blocks that take adapters.",
 )
-@click.option("--heads", type=int, help="Attention heads; width / 64 when absent.")
+@click.option(
+    "--heads", type=int, help="Attention heads of a Vision Transformer; width / 64 when absent."
+)
 @click.option("--mean", help="One number, or three with commas.  [default: 0.5]")
 @click.option("--std", help="One number, or three with commas.  [default: 0.5]")
 @click.option("--name", help="What to call it; the file's name when absent.")
@@ -74,8 +76,10 @@ def build(  # noqa: PLR0917 - click passes one argument an option
     dtype: str,
     families: str,
 ) -> None:
-    """Build an encoder package from a Vision Transformer's weights.
+    """Build an encoder package from the weights of a Vision Transformer or a MobileNetV2.
 
+    Which of them it is, the weights' names say: timm's for the first, `features.N.body.M.conv`
+    with batch norm folded in for the second.
     Where an option is absent, the safetensors file's own metadata is used when it has an entry of
     that name. Other networks are built with exporter.build.build_encoder, from Python.
     """
@@ -86,9 +90,8 @@ def build(  # noqa: PLR0917 - click passes one argument an option
     with _training_extra():
         from safetensors.torch import load_file  # noqa: PLC0415 - torch only where it is needed
 
-        from exporter.build import build_vit  # noqa: PLC0415
-        from exporter.families import family_names  # noqa: PLC0415
-    package = build_vit(
+        from exporter.architectures import build_known  # noqa: PLC0415
+    package = build_known(
         load_file(weights),
         image_size=size,
         suffix_blocks=suffix_blocks,
@@ -97,7 +100,7 @@ def build(  # noqa: PLR0917 - click passes one argument an option
         std=_colour(std or about.get("std", "0.5"), "std"),
         name=name or about.get("name") or weights.stem,
         dtype="float16" if dtype == "float16" else "float32",
-        families=family_names() if families == "all" else families.split(","),
+        families=None if families == "all" else families.split(","),
         out=out,
         progress=_progress(),
     )
