@@ -161,6 +161,7 @@ def make_bundle(directory: Path) -> bytes:
             **verdict.metrics,
         },
         score_quantiles=tuple(score_quantiles(scores)),
+        codec="int8",
     )
     budget.check()
     return pack(

@@ -1,10 +1,9 @@
 """`driftkeel`: the default; what the daemon does, on a stream of tasks.
 
-Every task leaves class statistics of the encoder's features at several depths, which decide by a
-Gaussian mixture. An adapter is trained too, and kept where it earns its place: on samples that
-neither it nor the statistics have seen it must be right where they are wrong significantly more
-often than the other way round. Where it is kept, the router lets it look again at the samples that
-seem to be its task's.
+Every task leaves a bundle, packed as it travels. Its class statistics of the encoder's features at
+several depths decide by a Gaussian mixture. An adapter is trained too, and kept where it earns its
+place on samples that neither it nor the statistics have seen; then the router lets it look again
+at the samples that seem to be its task's.
 """
 
 from __future__ import annotations
@@ -15,54 +14,46 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from adapter_store.bundle import FROZEN, Bundle, Manifest, pack, unpack
+from adapter_store.codecs import Codec
 from edge_agent.decision import Decision
 from edge_agent.strategies.base import Floats, Prediction, Task
 from edge_agent.strategies.engine import Engine
-from edge_agent.trials import SIGNIFICANCE, sign_test
+from edge_agent.trials import Answers, earns_its_place
+from ood.calibration import score_quantiles
 from ood.mixture import Mixture
+from ood.scores import MahalanobisScore
+from ood.signature import signature
 from ood.statistics import ClassStatistics, l2_normalise
 
+CODEC: Final[Codec] = "int8"
 _HELD_OUT: Final = 0.2
 # With fewer, no adapter could pass the test: five gains without a loss are the least.
 _LEAST_HELD_OUT: Final = 20
 _MAX_ROUNDS: Final = 4
 
-
-@dataclass(frozen=True, eq=False)
-class Lesson:
-    """What a task leaves behind: a bundle without its envelope.
-
-    Attributes:
-        base: Statistics in the base space, features of all depths.
-        own: Statistics in the adapter's space; None without an adapter.
-        tensors: The adapter; empty without one.
-        p_value: Of the test it had to pass; 1 when there was nothing to test.
-    """
-
-    base: ClassStatistics
-    own: ClassStatistics | None
-    tensors: dict[str, Floats]
-    p_value: float = 1.0
+Names = NDArray[np.object_]
+Memory = tuple[bytes, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class DriftkeelPredictor:
-    """The decision over all lessons."""
+    """The decision over all bundles."""
 
     engine: Engine
     decision: Decision
-    lessons: tuple[Lesson, ...]
+    adapters: tuple[dict[str, Floats], ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Every label of every lesson."""
+        """Every label of every bundle."""
         return self.decision.labels
 
     def predict(self, hidden: Floats) -> Prediction:
         """Decide by statistics, and by the adapters the router asks."""
 
         def own_features(group: int, rows: NDArray[np.int64]) -> Floats:
-            return _own(self.engine, hidden[rows], self.lessons[group].tensors)
+            return _own(self.engine, hidden[rows], self.adapters[group])
 
         routed = self.decision.route(self.engine.features(hidden), own_features)
         passes = 1.0 + self.engine.suffix_share * routed.adapter_passes
@@ -74,38 +65,52 @@ class Driftkeel:
 
     name = "driftkeel"
 
-    def learn(
-        self, engine: Engine, memory: tuple[Lesson, ...] | None, task: Task
-    ) -> tuple[Lesson, ...]:
-        """Add a lesson; those before stay as they are."""
-        base = engine.features(task.hidden)
-        tensors, p_value = self._adapter(engine, base, task)
-        own = None
+    def learn(self, engine: Engine, memory: Memory | None, task: Task) -> Memory:
+        """Add a bundle; those before stay as they are."""
+        base, labels = engine.features(task.hidden), np.array(task.labels, dtype=object)
+        tensors = self._adapter(engine, base, labels, task)
+        statistics = ClassStatistics.fit(base, task.labels)
+        own = statistics
         if tensors:
             own = ClassStatistics.fit(_own(engine, task.hidden, tensors), task.labels)
-        lesson = Lesson(ClassStatistics.fit(base, task.labels), own, tensors, p_value)
-        return (*(memory or ()), lesson)
+        manifest = Manifest(
+            encoder=engine.package.digest,
+            family=engine.family if tensors else FROZEN,
+            rank=engine.rank if tensors else 0,
+            sites=engine.package.sites if tensors else (),
+            labels=statistics.labels,
+            task=f"task {task.number}",
+            created_at=0.0,
+            created_by=self.name,
+            samples=statistics.samples,
+            score_quantiles=tuple(
+                score_quantiles(MahalanobisScore.from_statistics([statistics]).score(base))
+            ),
+            codec=CODEC,
+        )
+        described = signature(base, seed=engine.package.digest)
+        return (*(memory or ()), pack(Bundle(manifest, tensors, statistics, own, described)))
 
-    def predictor(self, engine: Engine, memory: tuple[Lesson, ...]) -> DriftkeelPredictor:
-        """The mixture of all lessons, and their adapters."""
-        return DriftkeelPredictor(engine, _decision(memory), memory)
+    def predictor(self, engine: Engine, memory: Memory) -> DriftkeelPredictor:
+        """The mixture of all bundles, and their adapters, as they are read back."""
+        bundles = [unpack(data) for data in memory]
+        decision = _decision(
+            [bundle.base for bundle in bundles],
+            [None if bundle.manifest.family == FROZEN else bundle.own for bundle in bundles],
+        )
+        return DriftkeelPredictor(engine, decision, tuple(dict(b.tensors) for b in bundles))
 
-    def stored_bytes(self, memory: tuple[Lesson, ...]) -> int:
+    def stored_bytes(self, memory: Memory) -> int:
         """The bundles as they travel."""
-        return sum(
-            array.nbytes
-            for lesson in memory
-            for part in (lesson.base, lesson.own)
-            if part is not None
-            for array in part.to_arrays().values()
-        ) + sum(value.nbytes for lesson in memory for value in lesson.tensors.values())
+        return sum(map(len, memory))
 
-    def _adapter(self, engine: Engine, base: Floats, task: Task) -> tuple[dict[str, Floats], float]:
-        """Train an adapter on most of the samples and test it on the rest."""
-        labels = np.array(task.labels, dtype=object)
+    def _adapter(
+        self, engine: Engine, base: Floats, labels: Names, task: Task
+    ) -> dict[str, Floats]:
+        """Train an adapter on most of the samples; nothing when the rest do not speak for it."""
         held = _held_out(labels, task.seed)
         if engine.recipe is None or held.sum() < _LEAST_HELD_OUT or len(set(task.labels)) < 2:
-            return {}, 1.0
+            return {}
         from edge_agent.objectives import CosineHead  # noqa: PLC0415
 
         names, targets = np.unique(labels[~held], return_inverse=True)
@@ -119,33 +124,35 @@ class Driftkeel:
         )
         known = ClassStatistics.fit(base[~held], list(labels[~held]))
         own = ClassStatistics.fit(_own(engine, task.hidden[~held], tensors), list(labels[~held]))
-        truth = labels[held]
-        right = []
-        for candidate in (Lesson(known, None, {}), Lesson(known, own, tensors)):
-            predictor = DriftkeelPredictor(engine, _decision((candidate,)), (candidate,))
-            answers = predictor.predict(task.hidden[held].astype(np.float32))
-            guesses = np.array(predictor.labels, dtype=object)[answers.probabilities.argmax(axis=1)]
-            right.append(guesses == truth)
-        without, with_adapter = right
-        p_value = sign_test(
-            int((with_adapter & ~without).sum()), int((without & ~with_adapter).sum())
+        answers = Answers(
+            truth=list(labels[held]),
+            current=_answers(engine, known, None, {}, task.hidden[held]),
+            candidate=_answers(engine, known, own, tensors, task.hidden[held]),
         )
-        return (tensors, p_value) if p_value <= SIGNIFICANCE else ({}, p_value)
+        return tensors if earns_its_place(answers).accepted else {}
 
 
-def _decision(lessons: tuple[Lesson, ...]) -> Decision:
-    return Decision(
-        Mixture.from_statistics([lesson.base for lesson in lessons]),
-        [lesson.own for lesson in lessons],
-        max_rounds=_MAX_ROUNDS,
-    )
+def _decision(base: list[ClassStatistics], own: list[ClassStatistics | None]) -> Decision:
+    return Decision(Mixture.from_statistics(base), own, max_rounds=_MAX_ROUNDS)
+
+
+def _answers(
+    engine: Engine,
+    base: ClassStatistics,
+    own: ClassStatistics | None,
+    tensors: dict[str, Floats],
+    hidden: NDArray[np.floating[Any]],
+) -> list[str]:
+    predictor = DriftkeelPredictor(engine, _decision([base], [own]), (tensors,))
+    answers = predictor.predict(hidden.astype(np.float32))
+    return [predictor.labels[k] for k in answers.probabilities.argmax(axis=1)]
 
 
 def _own(engine: Engine, hidden: NDArray[np.floating[Any]], tensors: dict[str, Floats]) -> Floats:
     return l2_normalise(engine.features(hidden, tensors)[:, : engine.package.network_dim])
 
 
-def _held_out(labels: NDArray[np.object_], seed: int) -> NDArray[np.bool_]:
+def _held_out(labels: Names, seed: int) -> NDArray[np.bool_]:
     """A fifth of every class, rounded down."""
     held = np.zeros(len(labels), dtype=np.bool_)
     rng = np.random.default_rng(seed)

@@ -8,6 +8,7 @@ so tasks may arrive in any order. A yardstick: its sums are megabytes, far more 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -17,8 +18,8 @@ from edge_agent.strategies.base import Floats, Prediction, Task
 from edge_agent.strategies.engine import Engine
 from ood.projection import gaussian_matrix
 
-_WIDTH: Final = 4096
-_PENALTIES: Final = tuple(10.0**power for power in range(-4, 4))
+_WIDTH: Final = 2048
+_PENALTIES: Final = (0.01, 0.1, 1.0, 10.0, 100.0)
 _HELD_OUT: Final = 0.2
 # Regression scores are no logits; this makes their softmax about as sure as they are right.
 _SHARPNESS: Final = 10.0
@@ -95,9 +96,14 @@ class Ridge:
         return 4 * (_WIDTH * (_WIDTH + 1) // 2 + memory.targets.size)
 
 
+@lru_cache(maxsize=1)
+def _projection(rows: int, columns: int, digest: str) -> NDArray[np.float64]:
+    return gaussian_matrix(rows, columns, seed=digest, purpose="ridge")
+
+
 def _projected(engine: Engine, hidden: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     features = engine.network(engine.features(hidden)).astype(np.float64)
-    matrix = gaussian_matrix(features.shape[1], _WIDTH, seed=engine.package.digest, purpose="ridge")
+    matrix = _projection(features.shape[1], _WIDTH, engine.package.digest)
     return np.maximum(features @ matrix, 0.0).astype(np.float64)
 
 
