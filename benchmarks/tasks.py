@@ -21,7 +21,6 @@ from edge_agent.decision import Decision, OwnFeatures
 from edge_agent.snapshot import scale_images
 from exporter.package import EncoderPackage
 from exporter.preprocess import prepare
-from exporter.sessions import EncoderSessions
 from ood.mixture import Mixture
 from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
 
@@ -117,6 +116,8 @@ def shared_covariance_accuracy(train: Floats, task: SplitTask, test: Floats) -> 
 
 def base_features(package: EncoderPackage, images: NDArray[np.uint8]) -> Floats:
     """Normalised features of all depths without an adapter, float32 [n, feature_dim]."""
+    from exporter.sessions import EncoderSessions  # noqa: PLC0415 - its memory is measured
+
     sessions = EncoderSessions(package, threads=1)
     parts = [
         sessions.suffix(sessions.prefix(prepare(images[at : at + _BATCH], package)))
