@@ -28,7 +28,8 @@ from typing import Final
 from adapter_store import wire
 from adapter_store.errors import StoreError, TransferError
 
-DEFAULT_CHUNK_BYTES: Final = 64 * 1024
+# A bundle is some 40 KB: several chunks, so that a link that drops loses little.
+DEFAULT_CHUNK_BYTES: Final = 16 * 1024
 MAX_TRANSFER_BYTES: Final = 64 * 1024 * 1024
 _TIMEOUT_S: Final = 2.0
 _MAX_TIMEOUT_S: Final = 60.0

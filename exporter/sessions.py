@@ -35,7 +35,7 @@ class EncoderSessions:
         >>> sessions = EncoderSessions(default_encoder_package())
         >>> images = np.zeros((2, 3, 64, 64), np.float32)
         >>> sessions.suffix(sessions.prefix(images)).shape
-        (2, 192)
+        (2, 576)
     """
 
     def __init__(self, package: EncoderPackage, threads: int = 1) -> None:

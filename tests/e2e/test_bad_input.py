@@ -235,7 +235,7 @@ def test_what_the_catalogue_did_not_sign_is_not_pulled(live: Live, learned: Lear
     data, encoder = learned.bundle, live.encoder
     right = candidate(live.key, data, encoder)
     other = CatalogueKey.load_or_create(learned.state.parent / "another.key")
-    changed = right.statement.replace(b'"size_bytes":1', b'"size_bytes":2')
+    changed = right.statement.replace(b'"size_bytes":', b'"size_bytes":9')
     assert changed != right.statement
     live.catalogue.hits = [
         candidate(other, data, encoder),

@@ -53,6 +53,8 @@ def job_directory(tmp_path: Path, package: EncoderPackage, make_images: MakeImag
         checkpoint_every_s=0.0,
         patience=2,
         seed=7,
+        # Called within the tests' own process, which is large already.
+        max_memory=16_384,
         created_at=1234.5,
         task="test",
         parents=["a" * 64],
