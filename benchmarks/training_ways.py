@@ -365,6 +365,7 @@ def _status_mb(key: str) -> float:
 
 
 def write_task(path: Path, task: SplitTask) -> Path:
+    """Save a task's two parts in one file, for the measuring processes to read."""
     parts = {
         f"{name}_{kind}": value
         for name, part in (("train", task.train), ("test", task.test))
