@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ood.errors import OodError
-from ood.statistics import ClassStatistics, GaussianHead, shrunk_covariance
+from ood.statistics import ClassStatistics, GaussianHead, common_dim, shrunk_covariance
 from ood.validation import FloatArray
 
 # T²/d of two means of one Gaussian is 1 on average, once the covariance's own error is allowed for.
@@ -53,11 +52,7 @@ class Mixture:
         Raises:
             OodError: there is no group, or the groups are of different dimensions.
         """
-        if not groups:
-            raise OodError("a head needs the statistics of at least one group; found none")
-        dims = sorted({group.dim for group in groups})
-        if len(dims) != 1:
-            raise OodError(f"the groups are of different dimensions: {dims}")
+        dim = common_dim(groups)
         entries = tuple((g, label) for g, group in enumerate(groups) for label in group.labels)
         means = np.vstack([group.means for group in groups])
         counts = np.concatenate([group.counts for group in groups]).astype(np.float64)
@@ -71,7 +66,7 @@ class Mixture:
         kept = int(component.max()) + 1
         totals = np.bincount(component, weights=counts, minlength=kept)
         share = counts / totals[component]
-        merged_means = np.zeros((kept, dims[0]))
+        merged_means = np.zeros((kept, dim))
         np.add.at(merged_means, component, share[:, None] * means)
         # What separates the means that were merged is spread within their component.
         gaps = (means - merged_means[component]) * np.sqrt(counts)[:, None]

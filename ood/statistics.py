@@ -220,6 +220,20 @@ def shrunk_covariance(scatter: FloatArray, *, freedom: int) -> tuple[FloatArray,
     return (1 - weight) * sample + weight * scale * identity, weight
 
 
+def common_dim(groups: Sequence[ClassStatistics]) -> int:
+    """Return the dimension that all groups share.
+
+    Raises:
+        OodError: there is no group, or the groups are of different dimensions.
+    """
+    if not groups:
+        raise OodError("a head needs the statistics of at least one group; found none")
+    dims = sorted({group.dim for group in groups})
+    if len(dims) != 1:
+        raise OodError(f"the groups are of different dimensions: {dims}")
+    return dims[0]
+
+
 class GaussianHead:
     """Linear discriminant over all installed groups: one Gaussian for each (group, label).
 
@@ -269,11 +283,7 @@ class GaussianHead:
         Raises:
             OodError: there is no group, or the groups are of different dimensions.
         """
-        if not groups:
-            raise OodError("a head needs the statistics of at least one group; found none")
-        dims = sorted({group.dim for group in groups})
-        if len(dims) != 1:
-            raise OodError(f"the groups are of different dimensions: {dims}")
+        common_dim(groups)
         scatter = np.sum([group.scatter for group in groups], axis=0)
         components = [
             (index, label) for index, group in enumerate(groups) for label in group.labels

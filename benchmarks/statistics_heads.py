@@ -1,0 +1,150 @@
+"""How much of `driftkeel` is its head, and how much the features of several depths it works on?
+
+Every head that trains no adapter learns every stream of the published suite, once on the network's
+own output, as the published methods do, and once on features of all depths. With them goes a
+stream that no setting was ever chosen on: MNIST in five tasks of two digits.
+
+    python -m benchmarks.statistics_heads --data DIR [--encoder DIR] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.tasks import circumstances, data_directory
+from edge_agent.bench import activations, datasets, suite
+from edge_agent.bench.streams import StreamSettings, StreamTask, build
+from edge_agent.strategies import Strategy, Task, strategy
+from edge_agent.strategies.engine import Engine
+from exporter.package import EncoderPackage
+from ood.statistics import l2_normalise
+
+Floats = NDArray[np.float32]
+UNSEEN: Final = suite.Suite(
+    "mnist",
+    "MNIST, 5 tasks of 2 digits",
+    "mnist-small.npz",
+    StreamSettings(kind="class", init=2, increment=2),
+)
+_BATCH: Final = 256
+
+
+class KnownFeatures(Engine):
+    """An engine that looks features up: what it is given as activations are samples' numbers.
+
+    Args:
+        package: The encoder.
+        table: The features of all samples of a set, float32 [n, feature_dim].
+        own: The network's own output alone is what heads see, or features of all depths.
+    """
+
+    def __init__(self, package: EncoderPackage, table: Floats, *, own: bool) -> None:
+        super().__init__(package)
+        self._table = l2_normalise(table[:, : package.network_dim]) if own else table
+
+    def features(
+        self,
+        hidden: NDArray[np.floating[Any]],
+        tensors: Mapping[str, Floats] | None = None,
+        family: str | None = None,
+    ) -> Floats:
+        """The features of samples [n, 1]; there are no adapters here."""
+        assert tensors is None, "only for strategies that train nothing"
+        assert family is None, "only for strategies that train nothing"
+        found: Floats = self._table[hidden[:, 0].astype(np.int64)]
+        return found
+
+    def network(self, features: Floats) -> Floats:
+        """All features: which they are was decided in the beginning."""
+        return features
+
+
+def accuracy(
+    learner: Strategy[Any], engine: Engine, tasks: tuple[StreamTask, ...], classes: datasets.Column
+) -> float:
+    """Percent right of all tests, after the last task."""
+    memory: Any = None
+    names = np.array(classes.names, dtype=object)
+    for number, task in enumerate(tasks):
+        hidden = task.train[:, None].astype(np.float64)
+        memory = learner.learn(engine, memory, Task(number, hidden, tuple(names[task.labels]), 0))
+    predictor = learner.predictor(engine, memory)
+    labels = np.array(predictor.labels, dtype=object)
+    rows = np.concatenate([task.test for task in tasks])
+    found = [
+        labels[predictor.predict(part[:, None].astype(np.float64)).probabilities.argmax(axis=1)]
+        for part in np.array_split(rows, max(1, len(rows) // _BATCH))
+    ]
+    return float(100 * np.mean(np.concatenate(found) == names[classes.index[rows]]))
+
+
+def measure(data: Path, cache: Path, package: EncoderPackage) -> dict[str, dict[str, float]]:
+    """Accuracy after the last task, by stream and head."""
+    results: dict[str, dict[str, float]] = {}
+    tables: dict[str, Floats] = {}
+    for stream in (*suite.SUITES.values(), UNSEEN):
+        loaded = datasets.load(suite.set_file(stream, data))
+        if loaded.name not in tables:
+            stored = activations.cached(loaded, package, cache)
+            engine, everything = Engine(package), np.arange(len(loaded))
+            parts = [
+                engine.features(stored.rows(everything[at : at + _BATCH]))
+                for at in range(0, len(loaded), _BATCH)
+            ]
+            tables[loaded.name] = np.concatenate(parts)
+        settings = stream.settings(0)
+        domains = None if settings.kind == "class" else loaded.domain(stream.domain_key)
+        tasks = build(loaded.classes, loaded.test, domains, settings)
+        found: dict[str, float] = {}
+        for own, features in ((True, "own output"), (False, "several depths")):
+            engine = KnownFeatures(package, tables[loaded.name], own=own)
+            for name in ("frozen", "ridge", "driftkeel"):
+                percent = accuracy(strategy(name), engine, tasks, loaded.classes)
+                found[f"{name}, {features}"] = round(percent, 2)
+        results[stream.name] = found
+        print(f"{stream.title}: {found}", flush=True)
+    return results
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and write the report."""
+    parser = argparse.ArgumentParser(description="What heads without adapters reach.")
+    parser.add_argument(
+        "--data", type=Path, help="the directory with data/ and encoders/ (or $DRIFTKEEL_DATA)"
+    )
+    parser.add_argument("--encoder", type=Path, help="a package; ViT-Tiny at 96 px if absent")
+    parser.add_argument("--cache", type=Path, help="where activations are kept; nowhere if absent")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "statistics_heads.json"
+    )
+    options = parser.parse_args(argv)
+    data = data_directory(options.data)
+    if data is None:
+        parser.error("the suite's sets are needed: give --data DIR (see benchmarks/README.md)")
+    with tempfile.TemporaryDirectory() as folder:
+        cache = options.cache or Path(folder)
+        package = (
+            EncoderPackage.load(options.encoder)
+            if options.encoder
+            else suite.suite_encoder(data, cache, progress=print)
+        )
+        report = {
+            "benchmark": "statistics_heads",
+            **circumstances(package),
+            "accuracy": measure(data, cache, package),
+        }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
