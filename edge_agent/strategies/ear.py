@@ -66,7 +66,7 @@ class Group:
 
     Attributes:
         adapter: None where there was too little to train one.
-        base: The classes in the bare network's space.
+        base: The classes by the bare encoder's features of all depths, as the paper bundles them.
         own: The classes in the adapter's space; the same as `base` without an adapter.
         signature: Of the task the group began with.
     """
@@ -102,8 +102,8 @@ class Ear:
         if engine.recipe is None:
             raise StrategyError("ear trains adapters; give the engine a recipe")
         groups = () if memory is None else memory.groups
-        base = engine.network(engine.features(task.hidden))
-        found = signature(base, seed=engine.package.digest)
+        base = engine.features(task.hidden)
+        found = signature(engine.network(base), seed=engine.package.digest)
         growth = decide(found, [group.signature for group in groups])
         bundles = Bundles.fit(base, task.labels)
         if growth.action == "reuse":
@@ -119,7 +119,8 @@ class Ear:
             nearest = None
             if growth.action == "extend" and growth.nearest is not None:
                 nearest = groups[growth.nearest].adapter
-            adapter = self._adapter(engine, task, bundles, nearest)
+            means = Bundles.fit(engine.network(base), task.labels).means.astype(np.float32)
+            adapter = self._adapter(engine, task, bundles.labels, means, nearest)
         own = _own_bundles(engine, adapter, task, bundles)
         return Memory((*groups, Group(adapter, bundles, own, found)))
 
@@ -159,21 +160,26 @@ class Ear:
         return self._engines[key]
 
     def _adapter(
-        self, engine: Engine, task: Task, bundles: Bundles, nearest: Adapter | None
+        self,
+        engine: Engine,
+        task: Task,
+        labels: tuple[str, ...],
+        means: Floats,
+        nearest: Adapter | None,
     ) -> Adapter:
         """Search what to train, train it, and keep other sites as they were."""
         from edge_agent.objectives import CosineHead  # noqa: PLC0415
 
-        names = {label: k for k, label in enumerate(bundles.labels)}
+        names = {label: k for k, label in enumerate(labels)}
         targets = np.array([names[label] for label in task.labels], dtype=np.int64)
-        candidate = self._search(engine, task, targets, bundles, nearest)
+        candidate = self._search(engine, task, targets, means, nearest)
         if nearest is None:
             initial = first_tensors(engine.package, candidate, task.seed)
         else:
             initial = extended(engine.package, candidate, nearest.tensors, task.seed)
         chosen = self.engine_for(engine, candidate.family)
         assert engine.recipe is not None
-        objective = AtSites(CosineHead(bundles.means.astype(np.float32)), initial, candidate)
+        objective = AtSites(CosineHead(means), initial, candidate)
         recipe = replace(engine.recipe, seed=task.seed)
         tensors = chosen.train(task.hidden, targets, initial, objective, recipe)
         return Adapter(candidate, tensors)
@@ -183,7 +189,7 @@ class Ear:
         engine: Engine,
         task: Task,
         targets: NDArray[np.int64],
-        bundles: Bundles,
+        means: Floats,
         nearest: Adapter | None,
     ) -> Candidate:
         import torch  # noqa: PLC0415
@@ -199,7 +205,7 @@ class Ear:
         batch = Minibatch(
             np.ascontiguousarray(task.hidden[rows], dtype=np.float32),
             targets[rows],
-            bundles.means.astype(np.float32),
+            means,
         )
         ranked = rank_candidates(
             engine.package,
@@ -228,7 +234,7 @@ def candidates_for(engine: Engine, nearest: Adapter | None) -> list[Candidate]:
 
 
 class EarPredictor:
-    """Routes by class hypervectors of the bare network; decides in the adapter's space.
+    """Routes by class hypervectors of the bare encoder; decides in the adapter's space.
 
     P(label) = Σ P(task) P(label | task): both factors are softmaxes of cosines, the second of base
     and own cosines together in the task a sample was routed to, and of base cosines elsewhere, for
@@ -265,7 +271,7 @@ class EarPredictor:
     def predict(self, hidden: Floats) -> Prediction:
         """Answer samples; a routed one costs its adapter's suffix beyond the bare pass."""
         engine = self._engine
-        cosines = self._router.cosines(engine.network(engine.features(hidden)))
+        cosines = self._router.cosines(engine.features(hidden))
         shares = _softmax(_SCALE * cosines)
         routed = self._owner[cosines.argmax(axis=1)]
         passes = np.ones(len(hidden))
