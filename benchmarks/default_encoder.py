@@ -9,8 +9,6 @@ train, odd ones test).
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import time
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
+from benchmarks.command import SET, arguments, parsed, write
 from exporter.package import EncoderPackage, default_encoder_package
 from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
@@ -55,11 +54,11 @@ def accuracy(
     return float(np.mean(names[found] == test[1].astype(str)))
 
 
-def measure(package: EncoderPackage, data: Path) -> dict[str, Any]:
+def measure(package: EncoderPackage, cifar100: Path) -> dict[str, Any]:
     """Both accuracies, with what they were measured on."""
     sessions = EncoderSessions(package, threads=os.cpu_count() or 1)
     begun = time.perf_counter()
-    with np.load(data / "cifar100-small.npz") as file:
+    with np.load(cifar100) as file:
         cifar = accuracy(
             sessions, (file["x_train"], file["y_train"]), (file["x_test"], file["y_test"])
         )
@@ -79,28 +78,16 @@ def measure(package: EncoderPackage, data: Path) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and write the report."""
-    parser = argparse.ArgumentParser(description="Accuracy of a head on frozen features.")
-    default = os.environ.get("DRIFTKEEL_DATA")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(default) / "data" if default else None,
-        help="the directory with cifar100-small.npz (default: $DRIFTKEEL_DATA/data)",
+    options = parsed(
+        arguments(
+            "Accuracy of a head on frozen features.", "default_encoder", encoder="the default one"
+        ),
+        argv,
     )
-    parser.add_argument(
-        "--encoder", type=Path, help="an encoder package; the default one if absent"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "default_encoder.json"
-    )
-    options = parser.parse_args(argv)
-    if options.data is None or not (options.data / "cifar100-small.npz").exists():
-        parser.error("cifar100-small.npz is needed: give --data DIR (see benchmarks/README.md)")
     package = EncoderPackage.load(options.encoder) if options.encoder else default_encoder_package()
-    report = measure(package, options.data)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"{report['accuracy']}\nwritten to {options.out}")
+    report = measure(package, options.data / SET)
+    print(report["accuracy"])
+    write(report, options.out)
     return 0
 
 

@@ -9,17 +9,16 @@ stream that no setting was ever chosen on: MNIST in five tasks of two digits.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.tasks import circumstances, data_directory
+from benchmarks.command import arguments, parsed, write
+from benchmarks.tasks import circumstances
 from edge_agent.bench import activations, datasets, suite
 from edge_agent.bench.streams import StreamSettings, StreamTask, build
 from edge_agent.strategies import Strategy, Task, strategy
@@ -116,33 +115,24 @@ def measure(data: Path, cache: Path, package: EncoderPackage) -> dict[str, dict[
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and write the report."""
-    parser = argparse.ArgumentParser(description="What heads without adapters reach.")
-    parser.add_argument(
-        "--data", type=Path, help="the directory with data/ and encoders/ (or $DRIFTKEEL_DATA)"
+    parser = arguments(
+        "What heads without adapters reach.", "statistics_heads", encoder="ViT-Tiny at 96 px"
     )
-    parser.add_argument("--encoder", type=Path, help="a package; ViT-Tiny at 96 px if absent")
     parser.add_argument("--cache", type=Path, help="where activations are kept; nowhere if absent")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "statistics_heads.json"
-    )
-    options = parser.parse_args(argv)
-    data = data_directory(options.data)
-    if data is None:
-        parser.error("the suite's sets are needed: give --data DIR (see benchmarks/README.md)")
+    options = parsed(parser, argv)
     with tempfile.TemporaryDirectory() as folder:
         cache = options.cache or Path(folder)
         package = (
             EncoderPackage.load(options.encoder)
             if options.encoder
-            else suite.suite_encoder(data, cache, progress=print)
+            else suite.suite_encoder(options.data, cache, progress=print)
         )
         report = {
             "benchmark": "statistics_heads",
             **circumstances(package),
-            "accuracy": measure(data, cache, package),
+            "accuracy": measure(options.data, cache, package),
         }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    write(report, options.out)
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.command import SET
 from edge_agent.decision import Decision, OwnFeatures
 from edge_agent.snapshot import scale_images
 from exporter.package import EncoderPackage
@@ -26,7 +27,6 @@ from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
 
 ORDER_SEED: Final = 1993
 CLASSES: Final = 10
-SET: Final = Path("data") / "cifar100-small.npz"
 WEIGHTS: Final = Path("encoders") / "vit_tiny_patch16_224.safetensors"
 _IMAGE_SIZE: Final = 96
 _SUFFIX_BLOCKS: Final = 4

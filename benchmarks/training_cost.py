@@ -16,7 +16,6 @@ accuracies, each a mean over tasks; the time is that of the first epoch that rea
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -28,7 +27,8 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from benchmarks.tasks import SplitTask, build_package, circumstances, data_directory, load_tasks
+from benchmarks.command import arguments, parsed, write
+from benchmarks.tasks import SplitTask, build_package, circumstances, load_tasks
 from benchmarks.training_ways import RANK, Job, Measured, Variant, write_task
 from exporter.package import EncoderPackage
 
@@ -178,38 +178,22 @@ def measure(
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and write the report."""
-    parser = argparse.ArgumentParser(description="What training an adapter costs.")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        help="the directory with data/ and encoders/ (default: $DRIFTKEEL_DATA)",
-    )
-    parser.add_argument(
-        "--encoder",
-        type=Path,
-        help="a package of a Vision Transformer; ViT-Tiny at 96 px if absent",
+    parser = arguments(
+        "What training an adapter costs.", "training_cost", encoder="ViT-Tiny at 96 px"
     )
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "training_cost.json"
-    )
-    options = parser.parse_args(argv)
-    data = data_directory(options.data)
-    if data is None:
-        parser.error("cifar100-small.npz is needed: give --data DIR (see benchmarks/README.md)")
+    options = parsed(parser, argv)
     with tempfile.TemporaryDirectory() as folder:
-        encoder = options.encoder or build_package(data, Path(folder) / "encoder")
+        encoder = options.encoder or build_package(options.data, Path(folder) / "encoder")
         package = EncoderPackage.load(encoder)
         recipe = {"epochs": options.epochs, "batch_size": 48, "learning_rate": 0.003, "seed": 0}
-        tasks = load_tasks(data, package, options.tasks)
+        tasks = load_tasks(options.data, package, options.tasks)
         result = measure(encoder, tasks, recipe, lambda line: print(line, flush=True))
         report = {"benchmark": "training_cost", **circumstances(package), **result}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     for name, variant in report["variants"].items():
         print(name, variant["memory"], variant.get("compared_with_baseline", ""))
-    print(f"written to {options.out}")
+    write(report, options.out)
     return 0
 
 

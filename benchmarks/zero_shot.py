@@ -9,8 +9,6 @@ between scores and the accuracy of a Gaussian head in each trained adapter's spa
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import time
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.command import SET, arguments, parsed, write
 from edge_agent.objectives import CosineHead
 from edge_agent.search.candidates import (
     Budget,
@@ -193,28 +192,16 @@ def correlations(ranked: list[Ranked], accuracies: list[float]) -> dict[str, flo
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and write the report."""
-    parser = argparse.ArgumentParser(description="Training-free proxies against training.")
-    default = os.environ.get("DRIFTKEEL_DATA")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(default) / "data" if default else None,
-        help="the directory with cifar100-small.npz (default: $DRIFTKEEL_DATA/data)",
+    options = parsed(
+        arguments(
+            "Training-free proxies against training.", "zero_shot", encoder="the default one"
+        ),
+        argv,
     )
-    parser.add_argument(
-        "--encoder", type=Path, help="an encoder package; the default one if absent"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "zero_shot.json"
-    )
-    options = parser.parse_args(argv)
-    if options.data is None or not (options.data / "cifar100-small.npz").exists():
-        parser.error("cifar100-small.npz is needed: give --data DIR (see benchmarks/README.md)")
     package = EncoderPackage.load(options.encoder) if options.encoder else default_encoder_package()
-    report = measure(package, options.data / "cifar100-small.npz")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"{report['spearman']}\nwritten to {options.out}")
+    report = measure(package, options.data / SET)
+    print(report["spearman"])
+    write(report, options.out)
     return 0
 
 
