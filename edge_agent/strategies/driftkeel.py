@@ -1,9 +1,9 @@
 """`driftkeel`: the default; what the daemon does, on a stream of tasks.
 
-Every task leaves a bundle, packed as it travels. Its class statistics of the encoder's features at
-several depths decide by a Gaussian mixture. An adapter is trained too, and kept where it earns its
-place on samples that neither it nor the statistics have seen; then the router lets it look again
-at the samples that seem to be its task's.
+Every task leaves a bundle, packed as it travels. Samples whose labels are likely wrong are left
+out. Class statistics of the encoder's features at several depths decide by a Gaussian mixture. An
+adapter is trained too, and kept where it earns its place on samples that neither it nor the
+statistics have seen; then the router lets it look again at the samples that seem to be its task's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from adapter_store.bundle import FROZEN, Bundle, Manifest, pack, unpack
 from adapter_store.codecs import Codec
+from edge_agent.cleaning import trusted_labels
 from edge_agent.decision import Decision
 from edge_agent.strategies.base import Floats, Prediction, Task
 from edge_agent.strategies.engine import Engine
@@ -67,12 +68,15 @@ class Driftkeel:
 
     def learn(self, engine: Engine, memory: Memory | None, task: Task) -> Memory:
         """Add a bundle; those before stay as they are."""
-        base, labels = engine.features(task.hidden), np.array(task.labels, dtype=object)
-        tensors = self._adapter(engine, base, labels, task)
-        statistics = ClassStatistics.fit(base, task.labels)
+        base = engine.features(task.hidden)
+        trusted = trusted_labels(base, task.labels)
+        base, hidden = base[trusted], task.hidden[trusted]
+        labels = np.array(task.labels, dtype=object)[trusted]
+        tensors = self._adapter(engine, base, hidden, labels, task.seed)
+        statistics = ClassStatistics.fit(base, list(labels))
         own = statistics
         if tensors:
-            own = ClassStatistics.fit(_own(engine, task.hidden, tensors), task.labels)
+            own = ClassStatistics.fit(_own(engine, hidden, tensors), list(labels))
         manifest = Manifest(
             encoder=engine.package.digest,
             family=engine.family if tensors else FROZEN,
@@ -105,11 +109,16 @@ class Driftkeel:
         return sum(map(len, memory))
 
     def _adapter(
-        self, engine: Engine, base: Floats, labels: Names, task: Task
+        self,
+        engine: Engine,
+        base: Floats,
+        hidden: NDArray[np.floating[Any]],
+        labels: Names,
+        seed: int,
     ) -> dict[str, Floats]:
         """Train an adapter on most of the samples; nothing when the rest do not speak for it."""
-        held = _held_out(labels, task.seed)
-        if engine.recipe is None or held.sum() < _LEAST_HELD_OUT or len(set(task.labels)) < 2:
+        held = _held_out(labels, seed)
+        if engine.recipe is None or held.sum() < _LEAST_HELD_OUT or len(set(labels)) < 2:
             return {}
         from edge_agent.objectives import CosineHead  # noqa: PLC0415
 
@@ -117,17 +126,17 @@ class Driftkeel:
         network = engine.network(base[~held])
         rows = np.stack([network[targets == k].mean(axis=0) for k in range(len(names))])
         tensors = engine.train(
-            task.hidden[~held],
+            hidden[~held],
             targets.astype(np.int64),
-            engine.fresh(task.seed),
+            engine.fresh(seed),
             CosineHead(rows.astype(np.float32)),
         )
         known = ClassStatistics.fit(base[~held], list(labels[~held]))
-        own = ClassStatistics.fit(_own(engine, task.hidden[~held], tensors), list(labels[~held]))
+        own = ClassStatistics.fit(_own(engine, hidden[~held], tensors), list(labels[~held]))
         answers = Answers(
             truth=list(labels[held]),
-            current=_answers(engine, known, None, {}, task.hidden[held]),
-            candidate=_answers(engine, known, own, tensors, task.hidden[held]),
+            current=_answers(engine, known, None, {}, hidden[held]),
+            candidate=_answers(engine, known, own, tensors, hidden[held]),
         )
         return tensors if earns_its_place(answers).accepted else {}
 
