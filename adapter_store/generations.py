@@ -13,7 +13,7 @@ import hashlib
 import logging
 import shutil
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -30,6 +30,7 @@ _MANIFEST: Final = "manifest.json"
 _CALIBRATION: Final = "calibration.safetensors"
 _DIGEST_FILE: Final = "manifest.sha256"
 _POINTER_KEPT: Final = 20
+_ALIGNMENT: Final = "alignment."
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -50,6 +51,7 @@ class GenerationManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         alarm: The alarm's settings.
         metrics: What was measured of it before it was activated.
         calibration: SHA-256 of the calibration features' file.
+        aligned: That file also holds an alignment of the features.
     """
 
     number: int
@@ -62,6 +64,7 @@ class GenerationManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     alarm: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     calibration: str = ""
+    aligned: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,24 @@ class Generation:
         Raises:
             GenerationError: The file is damaged.
         """
+        features: NDArray[np.float16] = self._calibration()["features"]
+        return features
+
+    def alignment(self) -> dict[str, NDArray[Any]]:
+        """The arrays of its alignment, by name; empty when it has none.
+
+        Raises:
+            GenerationError: The file is damaged.
+        """
+        if not self.manifest.aligned:
+            return {}
+        return {
+            name.removeprefix(_ALIGNMENT): array
+            for name, array in self._calibration().items()
+            if name.startswith(_ALIGNMENT)
+        }
+
+    def _calibration(self) -> dict[str, NDArray[Any]]:
         try:
             data = (self.path / _CALIBRATION).read_bytes()
         except OSError as error:
@@ -102,8 +123,7 @@ class Generation:
                 f"generation {self.number}: {_CALIBRATION} is damaged on disk; activate another "
                 "generation"
             )
-        features: NDArray[np.float16] = load(data)["features"]
-        return features
+        return load(data)
 
     def bundle_bytes(self, digest: str) -> bytes:
         """The bytes of one of its bundles.
@@ -159,13 +179,17 @@ class GenerationStore:
             log.error("%s", self.recovered)
 
     def create(
-        self, manifest: GenerationManifest, calibration_features: NDArray[np.float16]
+        self,
+        manifest: GenerationManifest,
+        calibration_features: NDArray[np.float16],
+        alignment: Mapping[str, NDArray[Any]] | None = None,
     ) -> Generation:
         """Write a generation; it is not activated.
 
         Args:
             manifest: What it consists of; its number is given here.
             calibration_features: Base features [m, d].
+            alignment: The arrays of its alignment, by name; None for a generation without one.
 
         Raises:
             GenerationError: The calibration features are not a finite [m, d].
@@ -179,8 +203,10 @@ class GenerationStore:
             )
         for digest in manifest.bundles:
             self._blobs.get(digest)
+        arrays = {_ALIGNMENT + name: array for name, array in (alignment or {}).items()}
+        manifest = msgspec.structs.replace(manifest, aligned=bool(arrays))
         with self._lock:
-            return self._create(manifest, save({"features": features}))
+            return self._create(manifest, save({"features": features, **arrays}))
 
     def _create(self, manifest: GenerationManifest, calibration: bytes) -> Generation:
         number = max([*self._numbers(), *self._activated()], default=0) + 1

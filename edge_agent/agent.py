@@ -26,6 +26,7 @@ from adapter_store.journal import SampleRecord
 from adapter_store.state import StateDir
 from adapter_store.wire import new_id
 from edge_agent import installer
+from edge_agent.alignment import Alignment
 from edge_agent.config import Config
 from edge_agent.errors import NoGenerationError
 from edge_agent.metrics import Metrics
@@ -202,6 +203,7 @@ class Agent:
         parent: int | None,
         reason: str,
         metrics: Mapping[str, float] | None = None,
+        alignment: Alignment | None = None,
     ) -> Generation:
         """Check and write a generation beside the running one; it is not activated.
 
@@ -211,6 +213,7 @@ class Agent:
             parent: The generation this one was made from.
             reason: Why, for the operator.
             metrics: What was measured about it.
+            alignment: What it does to the features of a shifted domain; None for nothing.
 
         Raises:
             InstallError: The candidate does not load or gives unusable outputs.
@@ -226,10 +229,15 @@ class Agent:
             metrics=metrics or {},
             settings=self._settings(),
             now=self._clock(),
+            alignment=alignment,
         )
 
     def load_candidate(
-        self, bundle_digests: Sequence[str], calibration_features: NDArray[np.floating[Any]]
+        self,
+        bundle_digests: Sequence[str],
+        calibration_features: NDArray[np.floating[Any]],
+        *,
+        alignment: Alignment | None = None,
     ) -> Serving:
         """A serving whole in memory only, to be tried on samples; nothing is written.
 
@@ -243,6 +251,7 @@ class Agent:
             calibration_features,
             number=0,
             settings=self._settings(),
+            alignment=alignment,
         )
 
     def activate(self, number: int) -> None:
@@ -321,6 +330,7 @@ class Agent:
                 "running": generation.number == running,
                 "parent": generation.manifest.parent,
                 "reason": generation.manifest.reason,
+                "aligned": generation.manifest.aligned,
                 "created_at": generation.manifest.created_at,
                 "bundles": list(generation.manifest.bundles),
                 "metrics": dict(generation.manifest.metrics),

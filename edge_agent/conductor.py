@@ -22,6 +22,7 @@ from adapter_store.errors import DiskFullError
 from adapter_store.wire import Desired
 from edge_agent import episode_events as ev
 from edge_agent.agent import Agent
+from edge_agent.alignment import MIN_SAMPLES
 from edge_agent.config import Config
 from edge_agent.desired import DesiredState
 from edge_agent.episode import Episode, Policy, Stage, open_episode, resume, step
@@ -89,8 +90,9 @@ class Conductor:
             can_train=config.learner.enabled,
             min_similarity=config.search.min_similarity,
             more_labels=max(16, config.learner.min_labels // 2),
+            align_samples=MIN_SAMPLES if config.learner.align else None,
         )
-        self._labels_due = False
+        self._labels_due = self._samples_due = False
         self._progress: Mapping[str, Any] = {}
         self._problem = ""
         self._sync: SyncClient | None = None
@@ -206,7 +208,7 @@ class Conductor:
             for action in resume(self._episode, self._policy):
                 self._actions.act(self._episode, action)
             self._labelled()
-        self._poll_samples()
+        self._watch_samples()
         self._periodic_search()
         self._periodic_report()
         self._watch_training()
@@ -233,7 +235,7 @@ class Conductor:
             log.warning("episode %d: suspected since sample %d", episode.number, episode.onset_seq)
             self._learner.discard()
             self._labelled()
-            self._poll_samples()
+            self._watch_samples()
 
     def _apply(self, number: int, event: ev.Event) -> None:
         """Give an event to the episode of that number, save it, act."""
@@ -249,6 +251,7 @@ class Conductor:
                 log.info("episode %d: %s (%s)", number, after.stage, after.note)
         for action in actions:
             self._actions.act(after, action)
+        self._watch_samples()
         if not after.open:
             self._tidy()
         elif after.stage is Stage.CONFIRMED and after.stage is not episode.stage:
@@ -287,10 +290,17 @@ class Conductor:
         log.warning("%s", problem)
         self._report()
 
-    def _poll_samples(self) -> None:
-        """While a suspicion waits for samples, look for new ones."""
+    def _watch_samples(self) -> None:
+        """While the episode waits for samples, look for new ones."""
+        waits = self._episode is not None and self._episode.awaits_samples
+        if waits and not self._samples_due:
+            self._samples_due = True
+            self._after(_POLL_SAMPLES_S, self._count_samples)
+
+    def _count_samples(self) -> None:
+        self._samples_due = False
         episode = self._episode
-        if episode is None or episode.stage not in (Stage.SUSPECTED, Stage.CONFIRMED):
+        if episode is None or not episode.awaits_samples:
             return
         try:
             p_values = self._agent.state.journal.p_values(since_seq=episode.onset_seq - 1)
@@ -298,7 +308,7 @@ class Conductor:
             foreign = sum(p_value <= _FOREIGN_P for p_value in later)
             self._apply(episode.number, ev.SamplesSeen(len(later), foreign, len(p_values)))
         finally:
-            self._after(_POLL_SAMPLES_S, self._poll_samples)
+            self._watch_samples()
 
     def _labelled(self) -> None:
         """Many labels arrive at once; count them once."""
@@ -444,6 +454,7 @@ def _describe(episode: Episode) -> Mapping[str, Any]:
         "generation": episode.generation,
         "labels": episode.labels,
         "labels_needed": episode.needed,
+        "aligned": episode.aligned,
         "trainings": episode.trainings,
         "pinned": episode.pinned,
         "outcome": episode.outcome,

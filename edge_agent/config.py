@@ -128,6 +128,8 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
             runs them all.
         checkpoint_every_s: Seconds of training that a kill may cost.
         seed: Seed of everything random in training; the same seed gives the same weights.
+        align: Align the features of a new domain while labels are waited for, where that helps;
+            it needs neither labels nor the ``train`` extra.
     """
 
     enabled: bool = True
@@ -143,6 +145,7 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
     patience: Annotated[int, msgspec.Meta(ge=0)] = 5
     checkpoint_every_s: PositiveFloat = 10.0
     seed: int = 0
+    align: bool = True
 
 
 class RouterSection(_Section, frozen=True, kw_only=True):

@@ -51,13 +51,20 @@ class Decision:
         self._columns = [np.flatnonzero(self._components.owner == g) for g in range(len(own))]
         self._heads = own_heads(own)
 
-    def route(self, features: Floats, own_features: OwnFeatures) -> Route:
+    def route(
+        self,
+        features: Floats,
+        own_features: OwnFeatures,
+        *,
+        settled: NDArray[np.bool_] | None = None,
+    ) -> Route:
         """Decide a batch.
 
         Args:
             features: l2-normalised base features of all depths, float32 [n, d].
             own_features: ``own_features(group, rows)`` gives those rows' l2-normalised features
                 in the group's own space; called only for groups with an adapter.
+            settled: bool [n], samples that the base space alone decides; None for none.
         """
         base = self._mixture.log_likelihoods(features)
 
@@ -71,7 +78,11 @@ class Decision:
             return _softmax(_SHARE * own + (1.0 - _SHARE) * shared)
 
         return route(
-            self._mixture.posterior(base), self._components, evidence, max_rounds=self._max_rounds
+            self._mixture.posterior(base),
+            self._components,
+            evidence,
+            max_rounds=self._max_rounds,
+            settled=settled,
         )
 
 

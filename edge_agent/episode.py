@@ -14,9 +14,11 @@ The stages::
                                            +--> training --> validating --+
 
 A bundle is installed only after its checks (a trial when it came from the catalogue, a
-validation when it was trained here). A training that is cancelled is not started again before
-more labels have come. While the operator has pinned the device, events are still
-taken in but no action is given out; unpinning gives the actions of the stage reached.
+validation when it was trained here). While it waits for labels, the features of the new domain may
+be aligned with those of the known one: that generation runs for the time being, and the episode
+goes on waiting. A training that is cancelled is not started again before more labels have come.
+While the operator has pinned the device, events are still taken in but no action is given out;
+unpinning gives the actions of the stage reached.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ import msgspec
 from edge_agent.episode_events import (
     Action,
     Activate,
+    Align,
+    AlignmentTried,
     Build,
     Cancel,
     CandidateFailed,
@@ -59,6 +63,8 @@ from edge_agent.episode_events import (
 )
 
 MAX_HISTORY: Final = 64
+# Aligning that has not helped with so many samples is not tried with more.
+ALIGN_LIMIT: Final = 1024
 
 
 class Stage(enum.StrEnum):
@@ -89,6 +95,7 @@ class Policy:
         foreign_share: Share of them that must look foreign (one in ten does by chance).
         trial_samples: Samples since the onset that a search and a trial need.
         more_labels: Further labelled samples asked for when a training did not succeed.
+        align_samples: Samples since the onset before aligning is tried; None when it never is.
     """
 
     min_labels: int = 64
@@ -100,6 +107,7 @@ class Policy:
     foreign_share: float = 0.2
     trial_samples: int = 32
     more_labels: int = 32
+    align_samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,8 @@ class Episode:
         candidate: Digest on trial, in validation or being installed; empty otherwise.
         trained: The candidate was trained here.
         built: Number of the generation built from the candidate; None before.
+        align_at: Samples since the onset with which aligning is tried next; None for no more.
+        aligned: Number of the generation that aligns while labels are waited for; None without.
         refused: Digests that failed here; none is tried twice in one episode.
         note: What happens now or what is missing, for a person.
         outcome: How it ended; empty while open.
@@ -152,6 +162,8 @@ class Episode:
     candidate: str = ""
     trained: bool = False
     built: int | None = None
+    align_at: int | None = None
+    aligned: int | None = None
     refused: tuple[str, ...] = ()
     note: str = ""
     outcome: str = ""
@@ -161,6 +173,13 @@ class Episode:
     def open(self) -> bool:
         """Whether the story goes on."""
         return self.stage is not Stage.CLOSED
+
+    @property
+    def awaits_samples(self) -> bool:
+        """Whether what it does next depends on more samples."""
+        if self.stage is Stage.WAITING_FOR_LABELS:
+            return self.align_at is not None and not self.pinned
+        return self.stage in (Stage.SUSPECTED, Stage.CONFIRMED)
 
     def to_dict(self) -> dict[str, Any]:
         """The episode as JSON-able values."""
@@ -215,6 +234,7 @@ def open_episode(
         needed=policy.min_labels,
         pinned=pinned,
         can_train=policy.can_train,
+        align_at=policy.align_samples,
         note=note,
         history=(Moment(now, Stage.SUSPECTED, note),),
     )
@@ -252,8 +272,9 @@ def _stage_actions(episode: Episode, policy: Policy, *, fresh: bool) -> tuple[Ac
     match episode.stage:
         case Stage.SEEKING:
             return (Search(),)
-        case Stage.WAITING_FOR_LABELS if not fresh and policy.online:
-            return (Search(),)
+        case Stage.WAITING_FOR_LABELS if not fresh:
+            search = (Search(),) if policy.online else ()
+            return (*_activate_aligned(episode), *search)
         case Stage.TRIAL:
             return (Pull(episode.candidates[0]),)
         case Stage.TRAINING:
@@ -266,6 +287,10 @@ def _stage_actions(episode: Episode, policy: Policy, *, fresh: bool) -> tuple[Ac
             assert episode.built is not None
             return (Activate(episode.built, episode.candidate, episode.trained),)
     return ()
+
+
+def _activate_aligned(episode: Episode) -> tuple[Action, ...]:
+    return () if episode.aligned is None else (Activate(episode.aligned, "", trained=False),)
 
 
 @dataclass(frozen=True)
@@ -306,6 +331,10 @@ class _Machine:
                 if passed:
                     return self._enter(ep, Stage.INSTALLED, reason, built=None)
                 return self._ask_for_more(ep, reason)
+            case AlignmentTried() if ep.stage is Stage.WAITING_FOR_LABELS:
+                return self._alignment_tried(ep, event)
+            case InstallFailed("", reason) if ep.aligned is not None:
+                return replace(ep, aligned=None, history=self._history(ep, reason)), ()
             case GenerationBuilt() | InstallFailed() | GenerationActivated():
                 return self._installing(ep, event)
             case PinChanged(pinned) if pinned != ep.pinned:
@@ -327,7 +356,22 @@ class _Machine:
             if policy.online:
                 return self._enter(ep, Stage.SEEKING, "asking the catalogue for a fitting bundle")
             return self._without_catalogue(ep, "no broker is configured")
+        if ep.stage is Stage.WAITING_FOR_LABELS and ep.awaits_samples:
+            return self._align(ep, seen.since_onset)
         return ep, ()
+
+    def _align(self, ep: Episode, samples: int) -> Step:
+        if samples < (ep.align_at or 0):
+            return ep, ()
+        following = 2 * samples
+        return replace(ep, align_at=following if following <= ALIGN_LIMIT else None), (Align(),)
+
+    def _alignment_tried(self, ep: Episode, tried: AlignmentTried) -> Step:
+        if tried.number is None:
+            return replace(ep, history=self._history(ep, tried.reason)), ()
+        ep = replace(ep, aligned=tried.number, align_at=None)
+        after, _ = self._enter(ep, ep.stage, f"{tried.reason}; {_waiting_note(ep)}")
+        return after, _activate_aligned(after)
 
     def _labels(self, ep: Episode, count: int) -> Step:
         if count == ep.labels:
@@ -439,6 +483,8 @@ class _Machine:
 
 
 def _waiting_note(ep: Episode) -> str:
+    aligned = "" if ep.aligned is None else "aligned, "
     if not ep.can_train:
-        return "waiting for a catalogue bundle (this device does not train)"
-    return f"waiting for labels: {ep.labels} of {ep.needed} labelled samples since the shift"
+        return f"{aligned}waiting for a catalogue bundle (this device does not train)"
+    said = f"waiting for labels: {ep.labels} of {ep.needed} labelled samples since the shift"
+    return aligned + said

@@ -95,6 +95,8 @@ class EpisodeActions:
                 self._validate(episode, digest)
             case ev.Build(digest, trained):
                 self._build(episode, digest, trained=trained)
+            case ev.Align():
+                self._align(episode)
             case ev.Activate(generation, digest, trained):
                 self._activate(number, generation, digest, trained=trained)
             case ev.Cancel():
@@ -203,6 +205,17 @@ class EpisodeActions:
             ),
             lambda made: self._apply(number, ev.GenerationBuilt(digest, made.number)),
             lambda reason: self._apply(number, ev.InstallFailed(digest, reason)),
+        )
+
+    def _align(self, episode: Episode) -> None:
+        def tried(number: int | None, reason: str) -> None:
+            self._apply(episode.number, ev.AlignmentTried(number, reason))
+
+        self._work(
+            episode,
+            lambda: work.align(self._agent, episode),
+            lambda result: tried(*result),
+            lambda reason: tried(None, reason),
         )
 
     def _activate(self, number: int, generation: int, digest: str, *, trained: bool) -> None:

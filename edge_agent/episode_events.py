@@ -137,6 +137,14 @@ class GenerationActivated:
 
 
 @dataclass(frozen=True)
+class AlignmentTried:
+    """Aligning the features helps, and this generation does it; or it does not (None)."""
+
+    number: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class PinChanged:
     """The operator pinned or unpinned the device."""
 
@@ -166,6 +174,7 @@ Event = (
     | GenerationBuilt
     | InstallFailed
     | GenerationActivated
+    | AlignmentTried
     | PinChanged
     | OperatorChose
 )
@@ -214,8 +223,16 @@ class Build:
 
 
 @dataclass(frozen=True)
+class Align:
+    """See whether aligning the features helps; if so, build a generation that does."""
+
+
+@dataclass(frozen=True)
 class Activate:
-    """Switch to the generation built; offer the bundle to the catalogue when trained here."""
+    """Switch to the generation built; offer the bundle to the catalogue when trained here.
+
+    The digest of one that only aligns is empty: it has no bundle of its own.
+    """
 
     number: int
     digest: str
@@ -227,4 +244,4 @@ class Cancel:
     """Stop the pull and the training, if any."""
 
 
-Action = Search | Pull | Try | Train | Validate | Build | Activate | Cancel
+Action = Search | Pull | Try | Train | Validate | Build | Align | Activate | Cancel

@@ -19,6 +19,7 @@ from adapter_store.generations import Generation
 from adapter_store.journal import SampleRecord
 from adapter_store.trust import verify_bundle, verify_statement
 from edge_agent.agent import Agent
+from edge_agent.alignment import try_alignment
 from edge_agent.config import Config
 from edge_agent.episode import Episode
 from edge_agent.episode_events import CandidateRef
@@ -27,7 +28,15 @@ from edge_agent.learner import Learner
 from edge_agent.serving import Serving
 from edge_agent.snapshot import unpack_snapshots
 from edge_agent.training_job import TrainingJob, read_job, split_samples, write_job
-from edge_agent.trials import SURE, Answers, Verdict, balanced_calibration, try_out, validate
+from edge_agent.trials import (
+    SURE,
+    Answers,
+    Verdict,
+    balanced_calibration,
+    does_not_hurt,
+    try_out,
+    validate,
+)
 from ood.calibration import fits
 from ood.scores import MahalanobisScore
 from ood.signature import signature
@@ -183,6 +192,49 @@ def build(
         running.calibration_features(), _features(new) if new else np.empty((0, 0), np.float32)
     )
     return agent.build_generation(bundles, calibration, parent=running.number, reason=reason)
+
+
+def align(agent: Agent, episode: Episode) -> tuple[int | None, str]:
+    """Build the running generation with an alignment of the samples since the onset, if it helps.
+
+    Its calibration features stay the running generation's: new samples are calibration only once
+    something was learned of their domain.
+
+    Returns:
+        The generation's number, None when aligning does not help; and why.
+
+    Raises:
+        InstallError: The candidate generation gives unusable outputs.
+        DiskFullError: It could not be written.
+    """
+    running, serving = _running(agent), _serving(agent)
+    rows = shifted(agent, episode)
+    labelled = [row for row in rows if row.true_label is not None]
+    new = {str(row.true_label) for row in labelled} - set(serving.labels)
+    if new:
+        return None, f"not aligned: {', '.join(sorted(new))} came, which are new classes"
+    bundles, calibration = sorted(serving.bundles), running.calibration_features()
+    alignment, verdict = try_alignment(
+        _features(rows), calibration, [serving.bundles[digest].base for digest in bundles]
+    )
+    if alignment is None:
+        return None, verdict.reason
+    candidate = agent.load_candidate(bundles, calibration, alignment=alignment)
+    kept = does_not_hurt(
+        _compare(agent, candidate, labelled[-MAX_COMPARED:]),
+        _compare(agent, candidate, _known_before(agent, episode)),
+    )
+    if not kept.accepted:
+        return None, f"not aligned: {kept.reason}"
+    made = agent.build_generation(
+        bundles,
+        calibration,
+        parent=running.number,
+        reason=f"episode {episode.number}: aligned without labels; {verdict.reason}",
+        metrics=verdict.metrics | kept.metrics,
+        alignment=alignment,
+    )
+    return made.number, verdict.reason
 
 
 def _candidate_serving(agent: Agent, digest: str) -> Serving:

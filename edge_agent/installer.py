@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from adapter_store.bundle import check_compatible, unpack
 from adapter_store.generations import Generation, GenerationManifest
 from adapter_store.state import StateDir
+from edge_agent.alignment import Alignment
 from edge_agent.errors import InstallError
 from edge_agent.serving import Serving
 from exporter.sessions import EncoderSessions
@@ -46,6 +47,7 @@ def load_serving(
     number: int,
     digest: str = "",
     settings: Settings,
+    alignment: Alignment | None = None,
 ) -> Serving:
     """Load bundles and put a serving whole together; nothing is written.
 
@@ -57,6 +59,7 @@ def load_serving(
         number: The generation's number; 0 for a candidate.
         digest: The generation's digest; empty for a candidate.
         settings: From the configuration.
+        alignment: What it does to the features of a shifted domain; None for nothing.
 
     Raises:
         BundleError: A bundle is damaged or for another encoder; the message says which.
@@ -78,6 +81,7 @@ def load_serving(
             digest=digest,
             false_alarm_every=settings.false_alarm_every,
             max_rounds=settings.max_rounds,
+            alignment=alignment,
         )
     except OodError as error:
         raise InstallError(f"the bundles do not make a generation: {error}") from error
@@ -103,6 +107,11 @@ def load_generation(
             f"runs {sessions.package.digest[:12]}; set agent.encoder back, or use a fresh "
             "agent.state_dir"
         )
+    try:
+        arrays = generation.alignment()
+        alignment = Alignment.from_arrays(arrays) if arrays else None
+    except OodError as error:
+        raise InstallError(f"generation {generation.number}: {error}") from error
     serving = load_serving(
         generation.bundle_bytes,
         sessions,
@@ -114,6 +123,7 @@ def load_generation(
             false_alarm_every=settings.false_alarm_every,
             max_rounds=int(manifest.router.get("max_rounds", settings.max_rounds)),
         ),
+        alignment=alignment,
     )
     serving.check()
     return serving
@@ -130,6 +140,7 @@ def build_generation(
     metrics: Mapping[str, float],
     settings: Settings,
     now: float,
+    alignment: Alignment | None = None,
 ) -> Generation:
     """Check a candidate and write it as a generation that does not run yet.
 
@@ -145,6 +156,7 @@ def build_generation(
         calibration_features,
         number=0,
         settings=settings,
+        alignment=alignment,
     )
     candidate.check()
     manifest = GenerationManifest(
@@ -158,4 +170,8 @@ def build_generation(
         alarm={"false_alarm_every": settings.false_alarm_every},
         metrics=dict(metrics),
     )
-    return state.generations.create(manifest, calibration_features.astype(np.float16))
+    return state.generations.create(
+        manifest,
+        calibration_features.astype(np.float16),
+        None if alignment is None else alignment.to_arrays(),
+    )

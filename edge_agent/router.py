@@ -81,7 +81,12 @@ class Route:
 
 
 def route(
-    first: FloatArray, components: Components, evidence: Evidence, *, max_rounds: int
+    first: FloatArray,
+    components: Components,
+    evidence: Evidence,
+    *,
+    max_rounds: int,
+    settled: NDArray[np.bool_] | None = None,
 ) -> Route:
     """Refine a first guess until the bundle it names has been looked at.
 
@@ -92,6 +97,7 @@ def route(
             P(label | group) once the group's adapter has looked; called at most once for a group
             and row, and never for a group that is free or that no row's answer names.
         max_rounds: Most adapters to run for one sample; the answer after that stands.
+        settled: bool [n], rows whose first guess stands; None for none.
 
     Returns:
         The decisions; those of a row do not depend on the other rows.
@@ -100,7 +106,7 @@ def route(
     rows = np.arange(len(posterior))
     visited = np.zeros((len(posterior), len(components.free)), dtype=np.bool_)
     passes = np.zeros(len(posterior), dtype=np.int64)
-    active = rows
+    active = rows if settled is None else rows[~settled]
     while active.size:
         _, group = _decide(posterior[active], components)
         unseen = ~visited[active, group] & ~components.free[group] & (passes[active] < max_rounds)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from adapter_store.bundle import FROZEN, Bundle
+from edge_agent.alignment import Alignment
 from edge_agent.decision import Decision
 from edge_agent.errors import InstallError
 from edge_agent.router import FloatArray, IntArray, Route
@@ -66,7 +67,7 @@ class Inference:
 
     Attributes:
         answers: One a sample, in order.
-        features: float32 [n, d], l2-normalised base features.
+        features: float32 [n, d], l2-normalised base features, not aligned.
         scores: float64 [n], OOD scores.
     """
 
@@ -87,6 +88,8 @@ class Serving:
         digest: The generation's digest; empty for a candidate.
         false_alarm_every: The operator's false-alarm budget, in samples.
         max_rounds: Most adapters run for one sample.
+        alignment: Brings features of a shifted domain back, for the decision about samples that
+            it makes likelier; None for a generation without one.
 
     Attributes:
         number: The generation's number.
@@ -105,6 +108,7 @@ class Serving:
         digest: str = "",
         false_alarm_every: float,
         max_rounds: int,
+        alignment: Alignment | None = None,
     ) -> None:
         if not bundles:
             raise InstallError("a generation needs at least one bundle; none was given")
@@ -114,6 +118,7 @@ class Serving:
         self._sessions = sessions
         self._package = sessions.package
         self._order = tuple(self.bundles)
+        self._alignment = alignment
         groups = list(self.bundles.values())
         self.detector = Detector.fit(
             [bundle.base for bundle in groups],
@@ -164,6 +169,7 @@ class Serving:
         return {
             "number": self.number,
             "digest": self._digest,
+            "aligned": self._alignment is not None,
             "labels": list(self.labels),
             "bundles": [
                 {
@@ -202,6 +208,7 @@ class Serving:
     def _infer(self, prepared: NDArray[np.float32]) -> Inference:
         hidden = self._sessions.prefix(prepared)
         features = l2_normalise(self._sessions.suffix(hidden, None))
+        # How foreign a sample is goes by what came: aligning must not hide that it is new.
         scores = self.detector.score(features)
         p_values = self.detector.p_values(scores)
         routed = self._route(hidden, features)
@@ -209,12 +216,17 @@ class Serving:
 
     def _route(self, hidden: NDArray[np.float32], features: NDArray[np.float32]) -> Route:
         groups = list(self.bundles.values())
+        aligned = features
+        if self._alignment is not None:
+            aligned = self._alignment.applied(features, self.detector.mixture)
+        # An adapter's own features are not aligned: of a sample that is, the base space decides.
+        settled = (aligned != features).any(axis=1)
 
         def own_features(group: int, rows: IntArray) -> NDArray[np.float32]:
             bundle = groups[group]
             return l2_normalise(self._suffix(hidden[rows], bundle)[:, : bundle.own.dim])
 
-        return self._decision.route(features, own_features)
+        return self._decision.route(aligned, own_features, settled=settled)
 
     def _suffix(self, hidden: NDArray[np.float32], bundle: Bundle) -> NDArray[np.float32]:
         if bundle.manifest.family == FROZEN:
@@ -228,7 +240,9 @@ class Serving:
                 sample_id="",
                 label=self.labels[label],
                 probability=float(routed.probabilities[row, label]),
-                adapter=self._order[group] if self._decision.adapts[group] else None,
+                adapter=self._order[group]
+                if self._decision.adapts[group] and routed.adapter_passes[row]
+                else None,
                 ood_score=float(scores[row]),
                 p_value=float(p_values[row]),
                 generation=self.number,

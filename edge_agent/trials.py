@@ -170,6 +170,21 @@ def try_out(fit: float, samples: int, labelled: Answers, before: Answers) -> Ver
     return Verdict(True, f"fits: {shown}", metrics)
 
 
+def does_not_hurt(labelled: Answers, before: Answers) -> Verdict:
+    """Judge a change that needs no labels by the few there are: it may not answer any set worse.
+
+    Args:
+        labelled: Labelled samples since the onset; may be none.
+        before: Samples from before the onset.
+    """
+    gains, losses = labelled.discordant()
+    if losses > gains:
+        now, then = labelled.accuracy()
+        reason = f"answers worse: {now:.2f} -> {then:.2f} on {len(labelled)} labelled samples"
+        return Verdict(False, reason, {"accuracy_before": now, "accuracy_after": then})
+    return _retention(before)
+
+
 def _retention(before: Answers) -> Verdict:
     if len(before) < MIN_RETAINED:
         return Verdict(True, "too few samples from before the shift to compare")

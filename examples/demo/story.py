@@ -139,7 +139,9 @@ class Watched:
                 last = told
                 self.line.note = told
                 say(f"   {self.device.name}: {told}")
-            return True if self.generation > before else None
+            # One that only aligns, while labels are waited for, is not the end of it.
+            done = self.generation > before and episode.get("state") == "closed"
+            return True if done else None
 
         wait_for(
             adapted,

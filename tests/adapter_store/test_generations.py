@@ -52,6 +52,22 @@ def test_a_created_generation_reads_back_and_does_not_run(tmp_path, store, blobs
     assert store.current() is None
 
 
+def test_an_alignment_is_part_of_its_generation_and_of_no_other(tmp_path, store, blobs) -> None:
+    plain = make(store, blobs, "one")
+    arrays = {"gain": np.arange(3, dtype=np.float32), "known_mean": np.ones(3, np.float32)}
+    made = store.create(plain.manifest, CALIBRATION, arrays)
+    again = reopened(tmp_path).get(made.number)
+    assert (plain.manifest.aligned, again.manifest.aligned) == (False, True)
+    assert plain.alignment() == {}
+    assert again.alignment().keys() == arrays.keys()
+    assert all(np.array_equal(again.alignment()[name], array) for name, array in arrays.items())
+    assert np.array_equal(again.calibration_features(), CALIBRATION)
+    path = again.path / "calibration.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(GenerationError, match="damaged"):
+        again.alignment()
+
+
 def test_activation_survives_a_restart_and_rolling_back_is_activating_an_older_one(
     tmp_path, store, blobs
 ) -> None:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from edge_agent import episode as ep
 from edge_agent import episode_events as ev
-from edge_agent.episode import Episode, Policy, Stage
+from edge_agent.episode import ALIGN_LIMIT, Episode, Policy, Stage
 
-POLICY = Policy(min_labels=8, more_labels=4)
+POLICY = Policy(min_labels=8, more_labels=4, align_samples=64)
 OFFLINE = replace(POLICY, online=False)
 A, B, T = "a" * 64, "b" * 64, "c" * 64
 
@@ -216,6 +216,68 @@ def test_a_bundle_that_cannot_be_installed_is_refused() -> None:
     assert episode.refused == (A,)
 
 
+def waiting(*, pinned: bool = False) -> Episode:
+    return run(opened(), SHIFTED, ev.SearchFailed("offline"), ev.PinChanged(pinned))[0]
+
+
+def many(samples: int) -> ev.SamplesSeen:
+    return ev.SamplesSeen(samples, samples, samples)
+
+
+def test_what_waits_for_labels_is_aligned_and_goes_on_waiting() -> None:
+    episode, actions = run(waiting(), many(63))
+    assert actions == ()
+    episode, actions = run(episode, many(64))
+    assert actions == (ev.Align(),)
+    episode, actions = run(episode, ev.AlignmentTried(2, "helps"))
+    assert (episode.stage, actions) == (Stage.WAITING_FOR_LABELS, (ev.Activate(2, "", False),))
+    assert episode.note.startswith("helps; aligned, waiting for labels: 0 of 8 labelled samples")
+    assert not episode.awaits_samples
+    assert ep.resume(episode, POLICY) == (ev.Activate(2, "", False), ev.Search())
+    episode, actions = run(episode, ev.GenerationActivated(2), ev.LabelsAvailable(8))
+    assert (episode.stage, actions) == (Stage.TRAINING, (ev.Train(1),))
+
+
+def test_aligning_that_does_not_help_is_tried_with_ever_more_samples_and_then_no_more() -> None:
+    episode, tries = waiting(), []
+    for samples in range(40, 4 * ALIGN_LIMIT):
+        episode, actions = run(episode, many(samples))
+        if actions:
+            tries.append(samples)
+            episode, _ = run(episode, ev.AlignmentTried(None, "does not help"))
+    assert tries == [64, 128, 256, 512, 1024]
+    assert not episode.awaits_samples
+    assert [m.note for m in episode.history].count("does not help") == 5
+
+
+def test_a_pinned_device_aligns_once_it_is_unpinned() -> None:
+    episode, actions = run(waiting(pinned=True), many(64))
+    assert actions == ()
+    episode, actions = run(episode, ev.PinChanged(False), many(65))
+    assert actions == (ev.Align(),)
+    episode, actions = run(episode, ev.PinChanged(True), ev.AlignmentTried(2, "helps"))
+    assert actions == ()
+    episode, actions = run(episode, ev.PinChanged(False))
+    assert actions == (ev.Activate(2, "", False), ev.Search())
+
+
+def test_an_operator_who_goes_back_is_not_overruled_by_an_alignment() -> None:
+    episode, actions = run(waiting(), many(64), ev.OperatorChose(1), ev.AlignmentTried(2, "helps"))
+    assert (episode.stage, episode.aligned, actions) == (Stage.CLOSED, None, ())
+    aligned, _ = run(waiting(), many(64), ev.AlignmentTried(2, "helps"))
+    episode, _ = run(aligned, ev.OperatorChose(1))
+    assert ep.resume(episode, POLICY) == ()
+
+
+def test_an_alignment_that_comes_too_late_or_does_not_run_changes_nothing() -> None:
+    training, _ = run(waiting(), many(64), ev.LabelsAvailable(8))
+    assert run(training, ev.AlignmentTried(2, "helps")) == (training, ())
+    aligned, _ = run(waiting(), many(64), ev.AlignmentTried(2, "helps"))
+    episode, actions = run(aligned, ev.InstallFailed("", "damaged"))
+    assert (episode.stage, episode.aligned, actions) == (Stage.WAITING_FOR_LABELS, None, ())
+    assert ep.resume(episode, POLICY) == (ev.Search(),)
+
+
 digests = st.sampled_from([A, B, T])
 events = st.one_of(
     st.builds(ev.SamplesSeen, st.integers(0, 60), st.integers(0, 60), st.integers(0, 80)),
@@ -232,6 +294,8 @@ events = st.one_of(
     st.builds(ev.GenerationBuilt, digests, st.integers(2, 4)),
     st.builds(ev.InstallFailed, digests, st.just("why")),
     st.builds(ev.GenerationActivated, st.integers(2, 4)),
+    st.builds(ev.InstallFailed, st.just(""), st.just("why")),
+    st.builds(ev.AlignmentTried, st.none() | st.integers(2, 4), st.just("why")),
     st.builds(ev.PinChanged, st.booleans()),
     st.builds(ev.OperatorChose, st.integers(1, 4)),
 )
@@ -251,11 +315,14 @@ def test_no_order_of_events_breaks_the_story(
         episode, actions = ep.step(episode, event, now=1.0, policy=policy)
         assert Episode.from_dict(json.loads(json.dumps(episode.to_dict()))) == episode
         assert all(isinstance(a, ev.Cancel) for a in actions) or not episode.pinned
-        assert len(actions) <= 1
+        assert len(actions) <= 1 or actions == ep.resume(episode, policy)
         if not before.open:
             assert (episode, actions) == (before, ())
         for action in actions:
             match action:
+                case ev.Activate(number, ""):
+                    assert episode.stage is Stage.WAITING_FOR_LABELS
+                    assert number == episode.aligned
                 case ev.Activate(number, digest, trained):
                     assert episode.stage is Stage.INSTALLED
                     assert digest == episode.candidate

@@ -140,6 +140,26 @@ def test_a_refined_answer_may_name_another_bundle() -> None:
     assert (components.labels[label[0]], group[0], asked[0]) == ("c", 1, {0, 1})
 
 
+@settings(max_examples=50, deadline=None)
+@given(problems(), st.data())
+def test_of_a_settled_sample_the_first_guess_stands(problem: Problem, data: st.DataObject) -> None:
+    rows = len(problem.first)
+    settled = np.array(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows)), bool)
+
+    def routed(max_rounds: int, settled: NDArray[np.bool_] | None = None) -> Array:
+        way = route(
+            problem.first,
+            problem.components,
+            lambda group, rows: problem.evidence[group][rows],
+            max_rounds=max_rounds,
+            settled=settled,
+        )
+        return np.column_stack([way.probabilities, way.label, way.group, way.adapter_passes])
+
+    expected = np.where(settled[:, None], routed(0), routed(problem.max_rounds))
+    np.testing.assert_array_equal(routed(problem.max_rounds, settled), expected)
+
+
 def test_cost_does_not_grow_with_the_number_of_adapters() -> None:
     names = [(g, f"class-{g}") for g in range(200)]
     first = np.full((3, 200), 0.001)

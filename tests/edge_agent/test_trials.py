@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from edge_agent.trials import (
     Answers,
     balanced_calibration,
+    does_not_hurt,
     earns_its_place,
     sign_test,
     try_out,
@@ -73,6 +74,16 @@ def test_calibration_is_balanced_and_bounded(old: int, new: int) -> None:
     assert ones == min(new, 256)
     assert zeros == min(old, max(ones, 64))
     assert features.dtype == np.float16
+
+
+def test_a_change_without_labels_may_answer_neither_the_few_labels_nor_what_was_known_worse() -> (
+    None
+):
+    better, worse = answers("ab", "xb", "ab"), answers("ab", "ab", "xb")
+    assert does_not_hurt(NOTHING, NOTHING).accepted
+    assert does_not_hurt(better, KEPT).accepted
+    assert "answers worse" in does_not_hurt(worse, KEPT).reason
+    assert "forgets" in does_not_hurt(better, FORGOTTEN).reason
 
 
 @pytest.mark.parametrize("count", [0, 19])
