@@ -143,7 +143,7 @@ class ContrastiveHead(CosineHead):
         return super().loss(features, classes) + self._weight * apart
 
 
-class AveragedLocalHead(Classifier):
+class AveragedHead(CosineHead):
     """What LAE trains an adapter for: the classes of one task, with a slow average beside it.
 
     LAE (Gao et al., "A Unified Continual Learning Framework with General Parameter-Efficient
@@ -152,40 +152,22 @@ class AveragedLocalHead(Classifier):
     adapter follows it by an exponential moving average (3.4, equation 5).
 
     Args:
-        rows: Of a linear head over normalised features, the present task's classes, float32
-            [c, d]; narrower than the features, it looks at their first d numbers only.
-        bias: float32 [c].
+        head: As for `CosineHead`, the present task's classes.
         offline: The offline adapter so far, by tensor name; empty when there is none yet.
         decay: Share the offline adapter keeps in a step.
         frozen_epochs: Epochs in which only the head learns.
     """
 
     def __init__(
-        self,
-        rows: Floats,
-        bias: Floats,
-        offline: Mapping[str, Floats],
-        *,
-        decay: float,
-        frozen_epochs: int,
+        self, head: Floats, offline: Mapping[str, Floats], *, decay: float, frozen_epochs: int
     ) -> None:
-        self._rows = torch.from_numpy(rows.copy()).requires_grad_()
-        self._bias = torch.from_numpy(bias.copy()).requires_grad_()
+        super().__init__(head)
         self._offline = {name: torch.from_numpy(v.copy()) for name, v in offline.items()}
         self._decay, self._frozen_epochs = decay, frozen_epochs
-
-    def parameters(self) -> dict[str, Tensor]:
-        """The head's rows and bias."""
-        return {"rows": self._rows, "bias": self._bias}
 
     def buffers(self) -> dict[str, Tensor]:
         """The offline adapter."""
         return self._offline
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Linear in the normalised features, [b, c]."""
-        unit = functional.normalize(features[:, : self._rows.shape[1]], dim=1)
-        return unit @ self._rows.T + self._bias
 
     def after_step(self, tensors: Mapping[str, Tensor]) -> None:
         """Let the offline adapter follow."""
@@ -195,10 +177,6 @@ class AveragedLocalHead(Classifier):
     def adapter_frozen(self, epoch: int) -> bool:
         """True in the first epochs."""
         return epoch < self._frozen_epochs
-
-    def head(self) -> tuple[Floats, Floats]:
-        """Rows and bias as they are now."""
-        return self._rows.detach().numpy().copy(), self._bias.detach().numpy().copy()
 
     def offline(self) -> dict[str, Floats]:
         """The offline adapter as it is now."""

@@ -1,4 +1,4 @@
-"""Heads of the published strategies, in NumPy: cosines, softmax, and alignment by class Gaussians.
+"""Heads of the published strategies, in NumPy: softmax, alignment by class Gaussians, and drift.
 
 Strategies call it to make a head when they learn and to read it when they predict. Everything
 random comes from a seed; nothing here runs an encoder, keeps a sample or imports torch.
@@ -23,6 +23,8 @@ _STEPS: Final = 300
 _SAMPLES_PER_CLASS: Final = 16
 _LEARNING_RATE: Final = 0.006
 _MOMENTUM: Final = 0.9
+# Of the mean variance of the features; from a hundredth to the whole of it does about the same.
+_DRIFT_RIDGE: Final = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +99,41 @@ def shared_covariances(groups: Sequence[ClassStatistics]) -> list[FloatArray]:
     ]
 
 
-def discriminant(means: FloatArray, covariance: FloatArray) -> LinearHead:
-    """Fisher's linear discriminant: Gaussians of one covariance, every class equally likely.
+def carry_over(
+    statistics: ClassStatistics,
+    before: NDArray[np.floating[Any]],
+    after: NDArray[np.floating[Any]],
+) -> ClassStatistics:
+    """Statistics of a space that is gone, as they would be in the space that took its place.
+
+    The same samples in both spaces show how features moved. A linear map of the movement, fitted
+    by ridge regression, is applied to means and scatter of classes whose samples are gone:
+    semantic drift compensation (Yu et al., CVPR 2020), with a map in place of a local mean. Along
+    directions in which the samples do not vary nothing turns; only their common shift applies.
 
     Args:
-        means: float64 [c, d].
-        covariance: float64 [d, d], positive definite.
+        statistics: Of the space before.
+        before: Samples in it, [n, d]; any classes, known to the statistics or not.
+        after: The same samples in the space after, [n, d].
+
+    Example:
+        >>> old = ClassStatistics.fit([[0.0], [2.0]], ["a", "b"])
+        >>> carry_over(old, np.array([[5.0]]), np.array([[6.0]])).means.tolist()
+        [[1.0], [3.0]]
     """
-    centre = means.mean(axis=0)
-    rows = np.linalg.solve(covariance, (means - centre).T).T
-    bias = -0.5 * np.einsum("cd,cd->c", rows, means + centre)
-    return LinearHead(rows.astype(np.float32), bias.astype(np.float32))
+    old, new = before.astype(np.float64), after.astype(np.float64)
+    origin, goal = old.mean(axis=0), new.mean(axis=0)
+    spread, moved = old - origin, new - goal - (old - origin)
+    gram = spread.T @ spread
+    ridge = _DRIFT_RIDGE * np.trace(gram) / len(gram) + np.finfo(np.float64).tiny
+    turn = np.eye(len(gram)) + np.linalg.solve(gram + ridge * np.eye(len(gram)), spread.T @ moved)
+    scatter = turn.T @ statistics.scatter @ turn
+    return ClassStatistics(
+        statistics.labels,
+        statistics.counts,
+        (statistics.means - origin) @ turn + goal,
+        (scatter + scatter.T) / 2,
+    )
 
 
 def align(groups: Sequence[ClassStatistics], seed: int) -> LinearHead:

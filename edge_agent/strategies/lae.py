@@ -5,10 +5,10 @@ After Gao et al., "A Unified Continual Learning Framework with General Parameter
 cost of an answer (two passes) do not grow with the tasks. Where the paper adapts a transformer's
 blocks 0-4, here are the suffix's sites: the prefix is shared and cannot be adapted.
 
-Where it differs: a head row is the class statistics' linear discriminant plus what training
-changed in it, instead of a row trained from random numbers, because rows trained with old classes
-masked do not rank old and new classes alike. What was learned of a class is kept; the discriminant
-follows the statistics of all. That takes counts, means and one scatter beside the rows.
+Where it differs: the head that an adapter is trained with knows the task's classes only, and is
+thrown away. Answers come from class statistics, kept in the space of each adapter. Rows trained
+with old classes masked do not rank old and new classes alike, and rows of an old class look into a
+space that the adapter has left; statistics can be carried over into the new one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.strategies.base import Floats, Prediction, Task
-from edge_agent.strategies.heads import LinearHead, discriminant, softmax
-from ood.statistics import ClassStatistics, shrunk_covariance
+from edge_agent.strategies.heads import carry_over
+from ood.statistics import ClassStatistics, GaussianHead
 
 if TYPE_CHECKING:
     from edge_agent.strategies.engine import Engine
@@ -32,26 +32,24 @@ _FROZEN_EPOCHS: Final = 3
 
 
 @dataclass(frozen=True, eq=False)
-class LaeMemory:
-    """What is kept.
+class LaeSide:
+    """One of the two adapters.
 
     Attributes:
-        online: The adapter that learns.
-        offline: Its slow average.
-        statistics: All classes', each in the online adapter's space of the time it was learned.
-        learned: What training added to the discriminant's rows and biases, in the order of
-            ``statistics.labels``.
+        tensors: The adapter.
+        statistics: All classes', in its space as it is now.
     """
 
-    online: Mapping[str, Floats]
-    offline: Mapping[str, Floats]
+    tensors: Mapping[str, Floats]
     statistics: ClassStatistics
-    learned: LinearHead
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Every label learned so far, sorted."""
-        return self.statistics.labels
+
+@dataclass(frozen=True, eq=False)
+class LaeMemory:
+    """What is kept: the adapter that learns, and its slow average."""
+
+    online: LaeSide
+    offline: LaeSide
 
 
 @dataclass(frozen=True)
@@ -64,29 +62,24 @@ class Lae:
         learning_rate: Of AdamW, along a half cosine.
     """
 
-    epochs: int = 5
+    epochs: int = 10
     batch_size: int = 48
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
 
     name = "lae"
 
     def learn(self, engine: Engine, memory: LaeMemory | None, task: Task) -> LaeMemory:
         """Train the online adapter on the task's classes; the offline one follows."""
         # Torch is imported where something is trained.
-        from edge_agent.objectives import AveragedLocalHead  # noqa: PLC0415
+        from edge_agent.objectives import AveragedHead  # noqa: PLC0415
         from edge_agent.trainer_loop import Recipe  # noqa: PLC0415
 
-        initial = engine.fresh(task.seed) if memory is None else dict(memory.online)
-        fitted = ClassStatistics.fit(_features(engine, task.hidden, initial), task.labels)
-        statistics = fitted if memory is None else memory.statistics.merge(fitted)
-        learned = _carried(statistics, memory)
-        head = _head(statistics, learned)
-        present = np.array([statistics.labels.index(label) for label in fitted.labels])
-        targets = np.searchsorted(fitted.labels, task.labels).astype(np.int64)
-        objective = AveragedLocalHead(
-            head.rows[present],
-            head.bias[present],
-            {} if memory is None else memory.offline,
+        initial = engine.fresh(task.seed) if memory is None else dict(memory.online.tensors)
+        before = _features(engine, task.hidden, initial)
+        names, targets = np.unique(np.array(task.labels, dtype=object), return_inverse=True)
+        objective = AveragedHead(
+            np.stack([before[targets == k].mean(axis=0) for k in range(len(names))]),
+            {} if memory is None else memory.offline.tensors,
             decay=_DECAY,
             frozen_epochs=0 if memory is None else _FROZEN_EPOCHS,
         )
@@ -97,26 +90,31 @@ class Lae:
             seed=task.seed,
             precision=engine.recipe.precision if engine.recipe else "float32",
         )
-        online = engine.train(task.hidden, targets, initial, objective, recipe)
-        rows, bias = objective.head()
-        learned.rows[present] += rows - head.rows[present]
-        learned.bias[present] += bias - head.bias[present]
-        # What is remembered of the task lies in the space its adapter ended with.
-        fitted = ClassStatistics.fit(_features(engine, task.hidden, online), task.labels)
-        statistics = fitted if memory is None else memory.statistics.merge(fitted)
-        # The first task's average is the adapter itself; it would stay near the start otherwise.
-        offline = online if memory is None else objective.offline()
-        return LaeMemory(online, offline, statistics, learned)
+        trained = engine.train(task.hidden, targets.astype(np.int64), initial, objective, recipe)
+        if memory is None:
+            # The first task's average is the adapter itself: it would stay near the start.
+            side = _moved_on(engine, None, trained, task, before)
+            return LaeMemory(side, side)
+        return LaeMemory(
+            _moved_on(engine, memory.online, trained, task, before),
+            _moved_on(engine, memory.offline, objective.offline(), task),
+        )
 
     def predictor(self, engine: Engine, memory: LaeMemory) -> LaePredictor:
-        """Both adapters under one head."""
-        return LaePredictor(engine, memory)
+        """Both adapters, each with the head of its statistics."""
+        heads = [
+            GaussianHead.from_statistics([side.statistics])
+            for side in (memory.online, memory.offline)
+        ]
+        return LaePredictor(engine, memory, (heads[0], heads[1]))
 
     def stored_bytes(self, memory: LaeMemory) -> int:
-        """Two adapters, the statistics and the head."""
-        adapters = (*memory.online.values(), *memory.offline.values())
-        arrays = memory.statistics.to_arrays().values()
-        return memory.learned.nbytes + sum(array.nbytes for array in (*adapters, *arrays))
+        """Two adapters and the statistics of each."""
+        return sum(
+            array.nbytes
+            for side in (memory.online, memory.offline)
+            for array in (*side.tensors.values(), *side.statistics.to_arrays().values())
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,18 +123,21 @@ class LaePredictor:
 
     engine: Engine
     memory: LaeMemory
+    heads: tuple[GaussianHead, GaussianHead]
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Every label learned so far, sorted."""
-        return self.memory.labels
+        return self.heads[0].labels
 
     def predict(self, hidden: Floats) -> Prediction:
         """Answer by the label either adapter is surest of; two passes of the suffix."""
-        head = _head(self.memory.statistics, self.memory.learned)
+        sides = (self.memory.online, self.memory.offline)
         online, offline = (
-            softmax(head.logits(_features(self.engine, hidden, tensors)))
-            for tensors in (self.memory.online, self.memory.offline)
+            head.label_probabilities(
+                head.log_likelihoods(_features(self.engine, hidden, side.tensors))
+            )
+            for head, side in zip(self.heads, sides, strict=True)
         )
         surest = np.maximum(online, offline)
         return Prediction(
@@ -145,24 +146,29 @@ class LaePredictor:
         )
 
 
-def _carried(statistics: ClassStatistics, memory: LaeMemory | None) -> LinearHead:
-    """What was learned of the old classes, zeros for new ones."""
-    classes = len(statistics.labels)
-    learned = LinearHead(
-        np.zeros((classes, statistics.dim), np.float32), np.zeros(classes, np.float32)
-    )
-    if memory is not None:
-        old = np.array([statistics.labels.index(label) for label in memory.labels])
-        learned.rows[old], learned.bias[old] = memory.learned.rows, memory.learned.bias
-    return learned
+def _moved_on(
+    engine: Engine,
+    side: LaeSide | None,
+    tensors: Mapping[str, Floats],
+    task: Task,
+    before: Floats | None = None,
+) -> LaeSide:
+    """An adapter after a task, with the statistics of all classes in its space.
 
-
-def _head(statistics: ClassStatistics, learned: LinearHead) -> LinearHead:
-    """The discriminant of all classes and what was learned on top of it."""
-    freedom = statistics.samples - len(statistics.labels)
-    covariance, _ = shrunk_covariance(statistics.scatter, freedom=freedom)
-    start = discriminant(statistics.means, covariance)
-    return LinearHead(start.rows + learned.rows, start.bias + learned.bias)
+    Args:
+        engine: Runs the suffix.
+        side: The adapter before the task and its classes; None when there were none.
+        tensors: The adapter after it.
+        task: The samples, which show where the old classes have gone.
+        before: Their features before the task, where they are known already.
+    """
+    after = _features(engine, task.hidden, tensors)
+    fitted = ClassStatistics.fit(after, task.labels)
+    if side is None:
+        return LaeSide(tensors, fitted)
+    if before is None:
+        before = _features(engine, task.hidden, side.tensors)
+    return LaeSide(tensors, carry_over(side.statistics, before, after).merge(fitted))
 
 
 def _features(
