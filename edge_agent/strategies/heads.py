@@ -20,8 +20,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _STEPS: Final = 300
-_SAMPLES_PER_CLASS: Final = 16
-_LEARNING_RATE: Final = 0.006
+_SAMPLES_PER_CLASS: Final = 32
+_LEARNING_RATE: Final = 0.02
 _MOMENTUM: Final = 0.9
 # Of the mean variance of the features; from a hundredth to the whole of it does about the same.
 _DRIFT_RIDGE: Final = 0.1
