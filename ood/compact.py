@@ -35,19 +35,22 @@ _HEADER: Final = struct.Struct("<4sHHHd")
 _MEAN_BITS: Final = 6
 _MAX_TRACE: Final = 1e15
 _ITERATIONS: Final = 6
+# How much of a direction's worth is by what it holds of the differences between the class means;
+# the rest is by its variance, so that other bundles' classes are served too.
+_MEANS_SHARE: Final = 0.75
 # The part of a feature's variance that is never left to the factors while they are sought: without
-# it a feature that the others nearly determine would take all of them.
-_LEAST_UNIQUE: Final = 0.1
+# it a feature that the others nearly determine would take all of them. With few samples for the
+# dimension it is larger, for then the others seem to determine every feature.
+_LEAST_UNIQUE: Final = (0.1, 0.3)
+_UNIQUE_PER_SAMPLE: Final = 0.04
 
 
 def factor_bytes(classes: int, *, ten_classes: int = 22) -> int:
     """Return the bytes that factors may take for each dimension.
 
     Of the forms that ``benchmarks/statistics_size.py`` compares, this one loses least for its
-    size. Against exact statistics the default loses 0.5 points of accuracy at most on three of
-    four data sets, and gains more often than it loses with 10 samples a class; on the fourth, two
-    groups of thousands of samples of 3 and 4 classes, it loses 2.8 where a diagonal alone loses
-    26. One class gets what 4 KB a class leave it.
+    size; what it loses is told in ``docs/benchmarks/adapter_size.md``. One class gets what 4 KB a
+    class leave it.
 
     Args:
         classes: how many classes the statistics are of.
@@ -61,10 +64,12 @@ def to_bytes(statistics: ClassStatistics, *, budget: int | None = None) -> bytes
 
     The scatter S travels as a factor analysis of its correlations: S = A(I + RᵀR)A with A diagonal
     and few rows in R, the most likely ones by fixed-point iteration (Jöreskog 1967; Bishop 2006,
-    section 12.2.4). Rows get bits by what they save: the next bit goes where it lowers the
-    divergence from S most (reverse water-filling, Cover and Thomas 2006, theorem 10.3.3), so that
-    strong directions are sent precisely, weak ones roughly, and the weakest not at all. A is left
-    to the reader, who knows every variance: diagonal and trace come back whatever rounding did.
+    section 12.2.4). Rows get bits by what they save: the next bit goes where it lowers the loss
+    most (reverse water-filling, Cover and Thomas 2006, theorem 10.3.3), the loss being the
+    divergence from S, and more so in directions in which the class means differ, for there a head
+    looks. So strong directions are sent precisely, weak ones roughly, and the weakest not at all.
+    A is left to the reader, who knows every variance: diagonal and trace come back whatever
+    rounding did.
 
     Args:
         statistics: of features of about unit length.
@@ -95,9 +100,7 @@ def to_bytes(statistics: ClassStatistics, *, budget: int | None = None) -> bytes
         gaps = statistics.means - centre.astype(np.float64)
         codes, steps = quantise_rows(gaps.T, _MEAN_BITS)
         parts += [steps.astype("<f2").tobytes(), pack_codes(codes.reshape(1, -1), _MEAN_BITS)]
-    factors, bits = _factors(
-        statistics.scatter, factor_bytes(classes) if budget is None else budget
-    )
+    factors, bits = _factors(statistics, factor_bytes(classes) if budget is None else budget)
     row_steps, packed = [], []
     for row, width in zip(factors, bits.tolist(), strict=True):
         codes_of_row, step = quantise_rows(row[None], width)
@@ -186,30 +189,51 @@ class _Reader:
         return numbers
 
 
-def _factors(scatter: FloatArray, budget: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+def _factors(statistics: ClassStatistics, budget: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
     """The rows of R, the strongest first, float64 [r, d], and the bits each is worth, int64 [r]."""
+    scatter = statistics.scatter
     dim = len(scatter)
     deviations = np.sqrt(np.diagonal(scatter))
     inverse = np.where(deviations > 0, 1.0 / np.where(deviations > 0, deviations, 1.0), 0.0)
     correlations = scatter * inverse[:, None] * inverse
-    unique = np.full(dim, 0.3)
+    gaps = (statistics.means - statistics.means.mean(axis=0)) * inverse
+    freedom = max(statistics.samples - len(statistics.labels), 1)
+    least = float(np.clip(_UNIQUE_PER_SAMPLE * dim / freedom, *_LEAST_UNIQUE))
+    unique = np.full(dim, _LEAST_UNIQUE[1])
     rows, bits = np.zeros((0, dim)), np.zeros(0, dtype=np.int64)
     for _ in range(_ITERATIONS):
         root = np.sqrt(unique)
         values, vectors = np.linalg.eigh(correlations / root[:, None] / root)
         strength = np.maximum(values[::-1] - 1.0, 0.0)
-        bits = _water_filling(np.square(strength) / (1.0 + strength), 8 * budget)
-        kept = len(bits)
-        rows = np.sqrt(strength[:kept])[:, None] * vectors[:, ::-1][:, :kept].T
-        unique = np.clip(1.0 - np.square(rows).sum(axis=0) * unique, _LEAST_UNIQUE, 1.0)
+        vectors = vectors[:, ::-1]
+        seen = np.square((gaps / root) @ vectors).sum(axis=0)
+        bits = _water_filling(_losses(strength, seen), 8 * budget)
+        kept = np.flatnonzero(bits)
+        bits = bits[kept]
+        rows = np.sqrt(strength[kept])[:, None] * vectors[:, kept].T
+        unique = np.clip(1.0 - np.square(rows).sum(axis=0) * unique, least, 1.0)
     return rows, bits
 
 
-def _water_filling(losses: FloatArray, total: int) -> npt.NDArray[np.int64]:
-    """Bits for a number of each row, descending; rows that get none are left out.
+def _losses(strength: FloatArray, seen: FloatArray) -> FloatArray:
+    """What is lost if a direction is not sent, float64 [d], up to a factor.
 
     Args:
-        losses: float64 [d], descending: what is lost if a row is not sent.
+        strength: float64 [d], its variance above what is a feature's own.
+        seen: float64 [d], the squares of what the class means differ by along it.
+    """
+    worth = strength / max(strength.sum(), np.finfo(np.float64).tiny)
+    if seen.sum() > 0:
+        worth = (1.0 - _MEANS_SHARE) * worth + _MEANS_SHARE * seen / seen.sum()
+    result: FloatArray = worth * strength / (1.0 + strength)
+    return result
+
+
+def _water_filling(losses: FloatArray, total: int) -> npt.NDArray[np.int64]:
+    """Bits for a number of each row, int64 [d].
+
+    Args:
+        losses: float64 [d], what is lost if a row is not sent.
         total: the sum of all bits.
     """
     error = np.array(NORMAL_ERROR)
@@ -217,6 +241,4 @@ def _water_filling(losses: FloatArray, total: int) -> npt.NDArray[np.int64]:
     savings = losses[:, None] * -np.diff(error)
     order = np.argsort(-savings.ravel(), kind="stable")[:total]
     chosen = order[savings.ravel()[order] > 0]
-    bits = np.bincount(chosen // MAX_BITS, minlength=len(losses))
-    result: npt.NDArray[np.int64] = bits[bits > 0].astype(np.int64)
-    return result
+    return np.bincount(chosen // MAX_BITS, minlength=len(losses)).astype(np.int64)

@@ -143,7 +143,8 @@ def test_ten_classes_of_the_default_encoder_fit_into_60_kb_with_the_same_head() 
     bundle, features = _of_real_size()
     data = pack(bundle, codec="int8")
     assert len(data) <= 60_000
-    assert len(pack(bundle, codec="int4")) <= 50_000
+    assert len(pack(bundle, codec="int4")) <= 60_000
+    assert len(pack(bundle, codec="int1")) <= 40_000
     truth = [f"a class called {k:02d}" for k in range(10)] * 60
     for statistics in (bundle.base, unpack(data).base):
         head = GaussianHead.from_statistics([statistics])
