@@ -1,14 +1,17 @@
 """How small may class statistics travel before the head they give is worse?
 
-The classes are split into groups, every group's statistics are written and read back in each form,
-and the head over all groups is compared with the head of the exact ones. Also with few samples.
+The samples are split into groups by their classes, and by domains where the file has any; every
+group's statistics are written and read back in each form, and the head over all groups is compared
+with the head of the exact ones. Also with few samples. The last test is only as sure as a few
+thousand samples make it: half a point is one or two of its standard errors.
 
     python -m benchmarks.statistics_size --features FILE.npz [FILE.npz …] [--out FILE]
 
 A file holds `c_train` and `c_test` (float, [n, blocks + 1, d]: the class token after each block,
 the last one normalised as the encoder gives it), `m_train` and `m_test` (alike, of the mean patch
-token), and the integer classes `y_train` and `y_test`. Features are the last class token alone,
-and put together with the mean patch tokens of two depths, each part at unit length.
+token), the integer classes `y_train` and `y_test`, and perhaps integer domains `domain_train`.
+Features are the last class token alone, and put together with the mean patch tokens of two depths,
+each part at unit length.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood.compact import from_bytes, to_bytes
-from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
+from ood.mixture import Mixture
+from ood.statistics import ClassStatistics, l2_normalise
 
 Floats = NDArray[np.float64]
 # What a form makes of statistics: what is read back, and the bytes it took.
@@ -35,7 +41,7 @@ Form = Callable[[ClassStatistics], tuple[ClassStatistics, int]]
 
 SEED: Final = 1993
 DEPTHS: Final = (7, 4)
-BUDGETS: Final = (8, 14, 32, 48)
+BUDGETS: Final = (8, 14, 43, 48)
 LOW_RANKS: Final = (4, 8, 16)
 
 
@@ -114,34 +120,46 @@ def measure(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of the report for one file."""
     with np.load(path) as file:
         truth = {part: file[f"y_{part}"] for part in ("train", "test")}
+        splits = {"classes": by_class}
+        if "domain_train" in file:
+            splits["domains"] = partial(by_domain, domains=file["domain_train"])
         for depths in ((), DEPTHS):
             train, test = (features_of(file, part, depths=depths) for part in ("train", "test"))
-            for shots in (None, 10):
+            for (split, grouped), shots in product(splits.items(), (None, 10)):
                 groups = grouped(train, truth["train"], shots)
-                exact = accuracy(groups, test, truth["test"])
-                for name, form in forms().items():
-                    begun = time.perf_counter()
-                    read = [form(group) for group in groups]
-                    seconds = (time.perf_counter() - begun) / len(groups)
-                    found = accuracy([group for group, _ in read], test, truth["test"])
-                    yield {
-                        "features": path.stem,
-                        "dim": train.shape[1],
-                        "groups": len(groups),
-                        "classes": sum(len(group.labels) for group in groups),
-                        "shots": shots,
-                        "form": name,
-                        "bytes_per_class": round(
-                            sum(size for _, size in read)
-                            / sum(len(group.labels) for group in groups)
-                        ),
-                        "accuracy_exact": round(100 * exact, 2),
-                        "points_lost": round(100 * (exact - found), 2),
-                        "seconds_per_group": round(seconds, 3),
-                    }
+                about = {
+                    "features": path.stem,
+                    "dim": train.shape[1],
+                    "split": split,
+                    "groups": len(groups),
+                    "classes": len({label for group in groups for label in group.labels}),
+                    "shots": shots,
+                }
+                for row in compared(groups, test, truth["test"]):
+                    yield about | row
 
 
-def grouped(
+def compared(
+    groups: list[ClassStatistics], test: Floats, truth: NDArray[np.integer[Any]]
+) -> Iterator[dict[str, Any]]:
+    """A row for each form: its size, and what the head loses by it."""
+    exact = accuracy(groups, test, truth)
+    for name, form in forms().items():
+        begun = time.perf_counter()
+        read = [form(group) for group in groups]
+        seconds = (time.perf_counter() - begun) / len(groups)
+        found = accuracy([group for group, _ in read], test, truth)
+        size = sum(size for _, size in read) / sum(len(group.labels) for group in groups)
+        yield {
+            "form": name,
+            "bytes_per_class": round(size),
+            "accuracy_exact": round(100 * exact, 2),
+            "points_lost": round(100 * (exact - found), 2),
+            "seconds_per_group": round(seconds, 3),
+        }
+
+
+def by_class(
     features: Floats, classes: NDArray[np.integer[Any]], shots: int | None
 ) -> list[ClassStatistics]:
     """The statistics of groups of about ten classes, of at least two groups, in a fixed order."""
@@ -155,13 +173,34 @@ def grouped(
     return result
 
 
+def by_domain(
+    features: Floats,
+    classes: NDArray[np.integer[Any]],
+    shots: int | None,
+    *,
+    domains: NDArray[np.integer[Any]],
+) -> list[ClassStatistics]:
+    """The statistics of each domain, all classes in it."""
+    rng = np.random.RandomState(SEED)
+    result = []
+    for domain in np.unique(domains):
+        here = [
+            np.flatnonzero((domains == domain) & (classes == name)) for name in np.unique(classes)
+        ]
+        index = np.concatenate([rng.permutation(rows)[:shots] for rows in here])
+        result.append(ClassStatistics.fit(features[index], _names(classes[index])))
+    return result
+
+
 def accuracy(
     groups: list[ClassStatistics], features: Floats, classes: NDArray[np.integer[Any]]
 ) -> float:
     """Accuracy of the head over all groups."""
-    head = GaussianHead.from_statistics(groups)
-    names = np.array([label for _, label in head.components])
-    found = names[head.log_likelihoods(features).argmax(axis=1)]
+    mixture = Mixture.from_statistics(groups)
+    posterior = mixture.posterior(mixture.log_likelihoods(features))
+    names = np.array([label for _, label in mixture.entries])
+    shares = np.stack([posterior[:, names == label].sum(axis=1) for label in mixture.labels], 1)
+    found = np.array(mixture.labels)[shares.argmax(axis=1)]
     return float(np.mean(found == np.array(_names(classes))))
 
 
@@ -193,7 +232,8 @@ def main(argv: list[str] | None = None) -> int:
         for row in measure(path):
             rows.append(row)
             print(
-                f"{row['features']:<12} d={row['dim']:<4} shots={row['shots'] or 'all':<4} "
+                f"{row['features']:<8} {row['split']:<8} d={row['dim']:<4} "
+                f"shots={row['shots'] or 'all':<4} "
                 f"{row['form']:<40} {row['bytes_per_class']:>6} B/class "
                 f"{row['accuracy_exact']:.2f} {-row['points_lost']:+.2f}",
                 flush=True,
