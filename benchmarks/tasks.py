@@ -161,13 +161,6 @@ def circumstances(package: EncoderPackage) -> dict[str, Any]:
     }
 
 
-def data_directory(option: Path | None) -> Path | None:
-    """The directory that holds the set and the weights, if it can be found."""
-    default = os.environ.get("DRIFTKEEL_DATA")
-    found = option or (Path(default) if default else None)
-    return found if found is not None and (found / SET).exists() else None
-
-
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

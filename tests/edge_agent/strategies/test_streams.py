@@ -29,20 +29,6 @@ STREAMS = {
 
 
 @pytest.fixture(scope="module")
-def engine(package: Any) -> Engine:
-    from edge_agent.trainer_loop import Recipe  # noqa: PLC0415
-
-    recipe = Recipe(epochs=2, batch_size=16, learning_rate=3e-3, seed=0)
-    return Engine(package, recipe=recipe, rank=4)
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The projection of `ridge` is made for hundreds of classes, not for four."""
-    monkeypatch.setattr("edge_agent.strategies.ridge._WIDTH", 256)
-
-
-@pytest.fixture(scope="module")
 def stream_of(make_images: Any, engine: Engine) -> Any:
     """Tasks and tests of a stream over four classes in two domains: as they are, and inverted."""
     images, names = make_images(CLASSES, 2 * PER_CELL, seed=5)
