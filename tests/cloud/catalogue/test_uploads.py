@@ -6,7 +6,7 @@ import pytest
 from adapter_store import wire
 from adapter_store.bundle import bundle_digest
 from adapter_store.errors import DiskFullError
-from adapter_store.transfer import Sender
+from adapter_store.transfer import DEFAULT_CHUNK_BYTES, Sender
 
 
 def offer_of(data: bytes) -> wire.Offer:
@@ -143,13 +143,13 @@ def test_an_upload_goes_on_after_a_restart_where_it_was(config, open_another, ma
     desk = open_another(config)
     desk.register()
     # What it is does not matter before it is whole.
-    big = make_bundle(1) + bytes(5 * 65536)
+    big = make_bundle(1) + bytes(5 * DEFAULT_CHUNK_BYTES)
     offer = offer_of(big)
     replies = gets(desk.say("device-a", offer))
     sender = Sender(lambda _: big)
     desk.say("device-a", sender.answer(replies[0]))
     held = desk.uploads.progress()[0]["received_bytes"]
-    assert held == 65536
+    assert held == DEFAULT_CHUNK_BYTES
 
     again = desk.restart()
     asked = [m for _, m in again.uploads.tick(0.0) if isinstance(m, wire.Get)]
