@@ -34,10 +34,10 @@ def corrupted(
 ) -> NDArray[np.uint8]:
     """Images as one corruption leaves them, deterministic in all of the arguments.
 
-    Lengths in pixels (radii, displacements, flakes) scale with side / 224. Three things differ
-    from the published code on purpose. Frost is a procedural texture (ridged plasma noise), not a
+    Lengths in pixels (radii, displacements, flakes) scale with side / 224. Four things differ from
+    the published code on purpose. Frost is a procedural texture (ridged plasma noise), not a
     photograph, so that no picture has to be shipped. Glass blur swaps pixels in rounds whose swaps
-    cannot meet, not in raster order. Elastic transform samples once, not twice.
+    cannot meet, not in raster order. Elastic transform samples once, not twice. Edges are mirrored.
 
     Args:
         images: uint8 [n, s, s, 3], s of 16 or more.
@@ -189,8 +189,7 @@ def _streaks(length: float, sigma: float, angles: NDArray[Any]) -> Floats:
         for right in (0, 1):
             shares = (1 - np.abs(y - top - down)) * (1 - np.abs(x - left - right))
             np.add.at(kernels, (image, top + down, left + right), shares * weights)
-    kernels /= kernels.sum(axis=(1, 2), keepdims=True)
-    return kernels
+    return np.asarray(kernels / kernels.sum(axis=(1, 2), keepdims=True), np.float32)
 
 
 def _motion_blur(planes: Floats, severity: int, rng: np.random.Generator) -> Floats:

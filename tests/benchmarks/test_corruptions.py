@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from benchmarks.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 
@@ -36,7 +36,7 @@ def natural(count: int = 24, side: int = 64) -> Images:
             top, left = rng.integers(0, side - 12, 2)
             height, width = rng.integers(6, side // 2, 2)
             image[top : top + height, left : left + width] = rng.uniform(20, 220, 3)
-    return np.clip(images, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(images, 0, 255), np.uint8)
 
 
 def damage(images: Images, name: str, severity: int) -> float:
