@@ -342,6 +342,8 @@ class Agent:
         return installer.Settings(
             false_alarm_every=self.config.alarm.false_alarm_every,
             max_rounds=self.config.router.max_rounds,
+            block=self.config.alarm.block,
+            prior_changes=self.config.alarm.prior_changes,
         )
 
     def _serving_of(self, generation: Generation) -> Serving:
@@ -365,7 +367,7 @@ class Agent:
     ) -> tuple[Alarm, int] | None:
         """Feed the shift detector and write the journal; a full disk never stops an answer."""
         before = self._alarm_state or serving.detector.initial_state()
-        after, alarm = serving.detector.update(before, inference.scores)
+        after, alarm = serving.detector.update(before, inference.scores, inference.nearest)
         self._alarm_state = after
         seqs: Sequence[int] = ()
         try:

@@ -87,13 +87,17 @@ class CatalogueSection(_Section, frozen=True, kw_only=True):
 
 
 class AlarmSection(_Section, frozen=True, kw_only=True):
-    """``[alarm]``: how often a false alarm is tolerable.
+    """``[alarm]``: how often a false alarm is tolerable, and what counts as a shift.
 
     Attributes:
         false_alarm_every: Mean number of unshifted samples between two false alarms.
+        block: Samples that one scene lasts, for video: one sample in so many counts.
+        prior_changes: Alarm also when only the proportions of the known classes change.
     """
 
     false_alarm_every: Positive = 1_000_000
+    block: Positive = 1
+    prior_changes: bool = False
 
 
 class BufferSection(_Section, frozen=True, kw_only=True):

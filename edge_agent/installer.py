@@ -7,7 +7,7 @@ try a candidate in memory. It never activates anything and never changes what se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,14 @@ class Settings:
     Attributes:
         false_alarm_every: The false-alarm budget, in samples.
         max_rounds: Most adapters run for one sample.
+        block: Samples that one scene of the stream lasts.
+        prior_changes: Whether a change of the classes' proportions alone is a shift.
     """
 
     false_alarm_every: float
     max_rounds: int
+    block: int = 1
+    prior_changes: bool = False
 
 
 def load_serving(
@@ -81,6 +85,8 @@ def load_serving(
             digest=digest,
             false_alarm_every=settings.false_alarm_every,
             max_rounds=settings.max_rounds,
+            block=settings.block,
+            prior_changes=settings.prior_changes,
             alignment=alignment,
         )
     except OodError as error:
@@ -119,8 +125,8 @@ def load_generation(
         generation.calibration_features(),
         number=generation.number,
         digest=generation.digest,
-        settings=Settings(
-            false_alarm_every=settings.false_alarm_every,
+        settings=replace(
+            settings,
             max_rounds=int(manifest.router.get("max_rounds", settings.max_rounds)),
         ),
         alignment=alignment,
@@ -167,7 +173,11 @@ def build_generation(
         reason=reason,
         created_at=now,
         router={"max_rounds": settings.max_rounds},
-        alarm={"false_alarm_every": settings.false_alarm_every},
+        alarm={
+            "false_alarm_every": settings.false_alarm_every,
+            "block": settings.block,
+            "prior_changes": settings.prior_changes,
+        },
         metrics=dict(metrics),
     )
     return state.generations.create(

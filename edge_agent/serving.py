@@ -69,11 +69,13 @@ class Inference:
         answers: One a sample, in order.
         features: float32 [n, d], l2-normalised base features, not aligned.
         scores: float64 [n], OOD scores.
+        nearest: int64 [n], the component of the detector's mixture each sample is nearest to.
     """
 
     answers: list[Answer]
     features: NDArray[np.float32]
     scores: FloatArray
+    nearest: IntArray
 
 
 class Serving:
@@ -88,6 +90,8 @@ class Serving:
         digest: The generation's digest; empty for a candidate.
         false_alarm_every: The operator's false-alarm budget, in samples.
         max_rounds: Most adapters run for one sample.
+        block: Samples that one scene of the stream lasts.
+        prior_changes: Whether a change of the classes' proportions alone is a shift.
         alignment: Brings features of a shifted domain back, for the decision about samples that
             it makes likelier; None for a generation without one.
 
@@ -108,6 +112,8 @@ class Serving:
         digest: str = "",
         false_alarm_every: float,
         max_rounds: int,
+        block: int = 1,
+        prior_changes: bool = False,
         alignment: Alignment | None = None,
     ) -> None:
         if not bundles:
@@ -124,6 +130,8 @@ class Serving:
             [bundle.base for bundle in groups],
             calibration_features.astype(np.float32),
             false_alarm_every=false_alarm_every,
+            block=block,
+            prior_changes=prior_changes,
         )
         self._decision = Decision(
             self.detector.mixture,
@@ -162,6 +170,7 @@ class Serving:
             answers=[answer for part in parts for answer in part.answers],
             features=np.concatenate([part.features for part in parts]),
             scores=np.concatenate([part.scores for part in parts]),
+            nearest=np.concatenate([part.nearest for part in parts]),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -212,7 +221,8 @@ class Serving:
         scores = self.detector.score(features)
         p_values = self.detector.p_values(scores)
         routed = self._route(hidden, features)
-        return Inference(self._answers(routed, scores, p_values), features, scores)
+        nearest = self.detector.nearest(features)
+        return Inference(self._answers(routed, scores, p_values), features, scores, nearest)
 
     def _route(self, hidden: NDArray[np.float32], features: NDArray[np.float32]) -> Route:
         groups = list(self.bundles.values())

@@ -7,124 +7,67 @@ budget by construction. Pure: state and scores in, state and perhaps an alarm ou
 
 How the budget is kept:
 
-1. *Thresholds.* t is the calibration score with k of the n above it. Were F continuous,
-   P(S > t | calibration) would be Beta(k + 1, n − k); with ties it is smaller still. Its upper
-   1 − δ/m quantile q is therefore exceeded with probability at most δ/m over the calibration set:
-   the calibration-conditional bound of Bates, Candès, Lei, Romano and Sesia, "Testing for outliers
-   with conformal p-values" (Annals of Statistics 2023, section 3), for m fixed ranks instead of all
-   n, by the union bound. δ = 0.05 is spent here and nowhere else. Plain conformal p-values with a
-   fixed set do not have this property.
-2. *Bets.* For each threshold and a few p > q, L = p/q when S > t, else (1 − p)/(1 − q). Whenever
-   P(S > t | past) ≤ q, E[L | past] ≤ 1.
-3. *Evidence.* M ← L·(M + 1), the Shiryaev–Roberts e-detector of Shin, Ramdas and Rinaldo,
+1. *Rates.* A level is the calibration score with k of the n above it. Were that one set used
+   forever, conformal p-values would share its error, and no test on them would keep a budget.
+   So the stream's own samples are put to the calibration set as they come: given k and that x of N
+   samples so far were above the level, the next is with probability q = (k + 1 + x) / (n + 1 + N)
+   exactly, whatever the scores' distribution. That is Pólya's urn: the rate above an order
+   statistic is Beta(k + 1, n − k), and x its evidence. It is the on-line protocol in which
+   conformal p-values are independent (Vovk, Gammerman and Shafer, "Algorithmic learning in a random
+   world", 2005, theorem 8.2), at a few levels; no constant is tuned and no confidence is spent.
+2. *Classes.* All this holds within each class, however often which class comes: Mondrian
+   conformal prediction (Vovk et al. 2005, section 4.5). With `class_of` each class that has enough
+   calibration samples has levels and urns of its own, so "more of class 3 today" is no shift; the
+   others share a pool, where that holds for proportions within the pool only as far as the
+   calibration set shows the classes' own rates (`ood.exceedance`). Classes are the nearest ones: a
+   change of proportions that makes the nearest class wrong more often does look like a shift.
+3. *Bets.* L = 1 + λ(1{S > t} / q − 1) for a few λ: E[L | past] = 1 while nothing shifts.
+4. *Evidence.* M ← L·(M + 1), the Shiryaev–Roberts e-detector of Shin, Ramdas and Rinaldo,
    "E-detectors" (New England Journal of Statistics in Data Science 2024, definition 2.2), averaged
-   over all bets. M − (number of samples) is a supermartingale, so alarming at M ≥ c gives an
-   average run length ≥ c (their theorem 2.4).
-4. *Both readings.* c = budget / (1 − δ). With probability ≥ 1 − δ over the calibration set, this
-   device's average run length is ≥ c; and averaged over calibration sets it is ≥ (1 − δ)·c, the
-   budget.
+   over all bets. M − (number of samples) is a martingale, so alarming at M ≥ budget gives an
+   average run length ≥ budget (their theorem 2.4). Their CUSUM form, L·max(M, 1), is never larger,
+   so would never be sooner; one for each λ, over all levels, is kept for its last restart, which
+   estimates the onset.
+5. *Again.* After an alarm the evidence starts anew and the urns do not: given all that was seen,
+   the next run is as long on average as the first. The price is that a shift that goes on is
+   learnt, and the alarms about it become rarer.
 
-What it asks of the stream: that, as long as nothing shifts, each sample exceeds t with probability
-at most q given the past. Independent samples from where the calibration set came from do;
-near-duplicate video frames do not. A change of class proportions alone is no such stream either; it
-is tolerated as far as the calibration set shows the classes' own exceedance rates (`class_of`), so
-mostly, not always.
+The average is over calibration sets and streams together. Of one device it says that the
+probability of a false alarm within its first N samples is at most N / budget before its
+calibration set is drawn.
+
+What it asks of the stream is that, as long as nothing shifts, the scores of one class are
+exchangeable with its calibration scores. Video frames are not: a scene stays for a while. For those
+``block = N`` counts the first sample of every N and only that; the budget then holds when samples N
+or more apart are independent (N: the frames that one scene lasts), and stays in samples, so a
+counted sample needs less evidence.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import exp, isfinite, lgamma, log, log1p
-from typing import Any
+from collections.abc import Sequence
+from itertools import accumulate
+from math import isfinite
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ood.alarm_state import Alarm, AlarmState
 from ood.errors import OodError
+from ood.exceedance import LEVELS, Exceedance, IntArray, check_classes
+from ood.proportions import Proportions
 from ood.validation import FloatArray, check_scores
 
-CONFIDENCE_SPENT = 0.05
-# The part of the calibration scores above each threshold: the last is the largest score itself.
-_TAILS = (0.25, 0.1, 0.04, 0.01, 0.0)
-# How far each bet lies between the null rate q and certainty.
-_BETS = (0.1, 0.3, 0.6, 0.9)
-# Weight, in samples, of the overall exceedance rate when a class's own rate is estimated.
-_CLASS_PRIOR = 10
+__all__ = ["Alarm", "AlarmState", "ShiftTest"]
+
+# Measured on 4 kinds of shift: four bets are no sooner than these three.
+BETS = (0.07, 0.25, 0.8)
 _MAX_BUDGET = 1e12
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """The stream has shifted.
-
-    Attributes:
-        at: the sample at which the evidence reached the budget; the first ever seen is 1.
-        onset: the estimated first shifted sample, ≤ at: where the strongest bet's evidence last
-            left its floor.
-        evidence: the evidence reached, ≥ the budget.
-    """
-
-    at: int
-    onset: int
-    evidence: float
-
-
-@dataclass(frozen=True)
-class AlarmState:
-    """All the test remembers between two samples; survives a restart through `to_dict`.
-
-    Attributes:
-        test: the fingerprint of the test it belongs to.
-        seen: samples seen so far, over all alarms.
-        alarms: alarms raised so far.
-        evidence: one Shiryaev–Roberts statistic for each bet.
-        cusum: one CUSUM statistic for each bet; it only serves the onset.
-        since: for each bet, how many samples had been seen when its CUSUM last restarted.
-    """
-
-    test: str
-    seen: int
-    alarms: int
-    evidence: tuple[float, ...]
-    cusum: tuple[float, ...]
-    since: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the state as JSON can carry it, without loss."""
-        return {
-            "test": self.test,
-            "seen": self.seen,
-            "alarms": self.alarms,
-            "evidence": list(self.evidence),
-            "cusum": list(self.cusum),
-            "since": list(self.since),
-        }
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> AlarmState:
-        """Rebuild a state from `to_dict`.
-
-        Raises:
-            OodError: a field is missing, unknown or of the wrong type or range.
-        """
-        names = {"test", "seen", "alarms", "evidence", "cusum", "since"}
-        if set(fields) != names:
-            raise OodError(f"alarm state needs {sorted(names)}; found {sorted(map(str, fields))}")
-        seen, alarms = _count(fields["seen"], "seen"), _count(fields["alarms"], "alarms")
-        if not isinstance(fields["test"], str):
-            raise OodError("alarm state: test must be a string")
-        evidence = _levels(fields["evidence"], "evidence")
-        cusum = _levels(fields["cusum"], "cusum")
-        if not isinstance(fields["since"], list | tuple):
-            raise OodError("alarm state: since must be a list")
-        since = tuple(_count(value, "since") for value in fields["since"])
-        if not len(evidence) == len(cusum) == len(since):
-            raise OodError("alarm state: evidence, cusum and since are of different lengths")
-        if since and max(since) > seen:
-            raise OodError("alarm state: since lies after the samples seen")
-        return cls(fields["test"], seen, alarms, evidence, cusum, since)
+_Number = TypeVar("_Number", float, FloatArray)
+# Below the first, one sample at a time is faster; the second bounds what an alarm throws away.
+_WORTH_A_BLOCK, _FIRST_BLOCK, _LARGEST_BLOCK = 8, 64, 1024
 
 
 class ShiftTest:
@@ -134,20 +77,18 @@ class ShiftTest:
         calibration_scores: [n] scores of held-out samples of the known world. n ≥ 50 gives a test
             that reacts; fewer keep the budget too, at the price of slow alarms.
         false_alarm_every: the average number of samples between false alarms, 2..1e12.
-        class_of: int [n], the component each calibration sample is nearest to. With it, rates up to
-            the worst class's estimated own rate count as no shift, so that a change of class
-            proportions alone does not alarm. It only ever raises q, so the budget still holds.
+        class_of: int [n], the component each calibration sample is nearest to. With it, a change
+            of their proportions is no shift.
+        block: how many samples one scene of the stream lasts; 1 where samples are independent.
+        prior_changes: watch the proportions of the classes too; needs ``class_of``.
 
     Attributes:
-        alarm_at: the evidence at which the alarm is raised, budget / (1 − δ).
-        thresholds: float64 [b], the threshold t of each bet.
-        rates: float64 [b], the rate q at which each is exceeded at most while nothing shifts.
-        gains_above: float64 [b], the factor L of each bet for a sample above its threshold.
-        gains_below: float64 [b], the factor L for a sample that is not.
+        alarm_at: the evidence at which the alarm is raised.
+        exceedance: levels and urns to begin with.
         fingerprint: names the test; a state belongs to one.
 
     Raises:
-        OodError: scores are empty or not finite, or the budget is out of range.
+        OodError: scores are empty or not finite, or the budget or block is out of range.
 
     Example:
         >>> test = ShiftTest(list(range(100)), false_alarm_every=1000)
@@ -162,157 +103,249 @@ class ShiftTest:
         *,
         false_alarm_every: float,
         class_of: npt.ArrayLike | None = None,
+        block: int = 1,
+        prior_changes: bool = False,
     ) -> None:
         scores = check_scores(calibration_scores, what="calibration scores")
         if not isfinite(false_alarm_every) or not 2 <= false_alarm_every <= _MAX_BUDGET:
             raise OodError(f"false_alarm_every is {false_alarm_every}; expected 2 to 1e12 samples")
+        if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+            raise OodError(f"block is {block!r}; expected a number of samples from 1")
+        classes = None if class_of is None else check_classes(class_of, len(scores))
         self.false_alarm_every = float(false_alarm_every)
-        self.alarm_at = self.false_alarm_every / (1 - CONFIDENCE_SPENT)
-        ordered, n = np.sort(scores), len(scores)
-        ranks = sorted({int(tail * n) for tail in _TAILS}, reverse=True)
-        thresholds = np.array([ordered[n - 1 - k] for k in ranks])
-        rates = np.array([exceedance_bound(k, n, CONFIDENCE_SPENT / len(ranks)) for k in ranks])
-        if class_of is not None:
-            rates = np.maximum(rates, _worst_class_rates(scores, thresholds, class_of))
-        self.thresholds: FloatArray = np.repeat(thresholds, len(_BETS))
-        self.rates: FloatArray = np.repeat(rates, len(_BETS))
-        bets = self.rates + np.tile(_BETS, len(ranks)) * (1 - self.rates)
-        self.gains_above = bets / self.rates
-        self.gains_below = (1 - bets) / (1 - self.rates)
-        content = np.concatenate(
-            [[self.alarm_at], self.thresholds, self.gains_above, self.gains_below]
-        )
-        self.fingerprint = hashlib.sha256(content.astype("<f8").tobytes()).hexdigest()[:16]
+        self.block = block
+        self.by_class = classes is not None
+        self.exceedance = Exceedance.fit(scores, classes)
+        self._proportions = Proportions.fit(classes) if prior_changes else None
+        # The first counted sample is the first of all, so one block less is waited for.
+        needed = self.false_alarm_every / block + (block > 1)
+        self._pairs = [(1 - bet, bet) for bet in BETS]
+        if self._proportions is not None:
+            needed /= 1 - self._proportions.risk
+        self.alarm_at = needed
+        self.fingerprint = self._fingerprint()
+        self._lengths = _lengths(self.initial_state())
 
     def initial_state(self) -> AlarmState:
         """Return the state before the first sample."""
-        return self.successor(AlarmState(self.fingerprint, 0, 0, (), (), ()))
+        return self.successor(AlarmState("", 0, 0, (), (), (), (), ()))
 
     def successor(self, state: AlarmState) -> AlarmState:
         """Return a state without evidence that counts on from another test's."""
-        bets = len(self.thresholds)
-        zeros = (0.0,) * bets
-        since = (state.seen,) * bets
-        return AlarmState(self.fingerprint, state.seen, state.alarms, zeros, zeros, since)
+        extra = 0 if self._proportions is None else len(self._proportions.bets)
+        bets, onsets = LEVELS * len(BETS) + extra, len(BETS) + extra
+        return AlarmState(
+            self.fingerprint,
+            state.seen,
+            state.alarms,
+            evidence=(0.0,) * bets,
+            cusum=(0.0,) * onsets,
+            since=(state.seen,) * onsets,
+            above=self.exceedance.above,
+            drawn=self.exceedance.drawn,
+            recent=() if self._proportions is None else self._proportions.start,
+        )
 
     def accepts(self, state: AlarmState) -> bool:
         """Say whether the state belongs to this test; another calibration or budget is another."""
-        return state.test == self.fingerprint and len(state.evidence) == len(self.thresholds)
+        return state.test == self.fingerprint and _lengths(state) == self._lengths
 
     def evidence(self, state: AlarmState) -> float:
         """Return the evidence for a shift, to be compared with `alarm_at`."""
-        return float(np.mean(state.evidence))
+        return self._total(state.evidence)
 
-    def update(self, state: AlarmState, scores: npt.ArrayLike) -> tuple[AlarmState, Alarm | None]:
+    def update(
+        self,
+        state: AlarmState,
+        scores: npt.ArrayLike,
+        class_of: npt.ArrayLike | None = None,
+    ) -> tuple[AlarmState, Alarm | None]:
         """Take in the scores of the next samples, in order.
 
-        The evidence starts anew after an alarm. The resulting state does not depend on how the
-        stream is cut into batches. When a batch raises several alarms the first is returned and
-        ``state.alarms`` counts them all.
+        The evidence starts anew after an alarm. The resulting state does not depend, to the bit, on
+        how the stream is cut into batches. When a batch raises several alarms the first is
+        returned and ``state.alarms`` counts them all.
+
+        Args:
+            state: what the last update returned.
+            scores: [n] the samples' scores.
+            class_of: int [n], the component each sample is nearest to; needed where the test was
+                given the calibration samples', else not looked at.
 
         Raises:
-            OodError: scores are empty or not finite, or the state belongs to another test.
+            OodError: scores are empty or not finite, classes are missing or no classes, or the
+                state belongs to another test.
         """
-        values = check_scores(scores)
         if not self.accepts(state):
             raise OodError(
                 "the alarm state belongs to another calibration or budget; start from the initial "
                 "state of this one"
             )
-        evidence, cusum = np.array(state.evidence), np.array(state.cusum)
-        since, seen, alarms = np.array(state.since, dtype=np.int64), state.seen, state.alarms
-        first: Alarm | None = None
-        for value in values:
-            ratio = np.where(value > self.thresholds, self.gains_above, self.gains_below)
-            evidence = ratio * (evidence + 1.0)
-            since = np.where(cusum <= 1.0, seen, since)
-            cusum = ratio * np.maximum(cusum, 1.0)
-            seen += 1
-            level = float(evidence.mean())
-            if level >= self.alarm_at:
-                alarms += 1
-                onset = int(since[int(np.argmax(cusum))]) + 1
-                first = first or Alarm(at=seen, onset=onset, evidence=level)
-                evidence, cusum = np.zeros_like(evidence), np.zeros_like(cusum)
-                since = np.full_like(since, seen)
-        state = AlarmState(
-            state.test,
-            seen,
-            alarms,
-            tuple(evidence.tolist()),
-            tuple(cusum.tolist()),
-            tuple(since.tolist()),
-        )
-        return state, first
-
-
-def exceedance_bound(above: int, samples: int, risk: float) -> float:
-    """Return q such that P(S > t | calibration) ≤ q, except with probability ``risk``.
-
-    t is the calibration score with ``above`` of ``samples`` above it; q is the 1 − risk quantile of
-    Beta(above + 1, samples − above), found as the q with P(Binomial(samples, q) ≤ above) = risk.
-
-    Args:
-        above: how many calibration scores are above t, 0..samples − 1.
-        samples: the number of calibration scores.
-        risk: the probability over calibration sets that the bound fails, 0..1.
-    """
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _binomial_cdf(above, samples, middle) > risk:
-            low = middle
+        values = scores if _is_sound(scores) else check_scores(scores)
+        size, first = len(values), -state.seen % self.block
+        if not self.by_class:
+            classes = np.zeros(size, np.int64)
+        elif class_of is None:
+            raise OodError("this alarm tells classes apart: give class_of, the nearest of each")
         else:
-            high = middle
-    return high
+            classes = check_classes(class_of, size)
+        run = _Run(state)
+        if size < _WORTH_A_BLOCK:
+            # NumPy costs more than it saves here.
+            numbers, kinds = values.tolist(), classes.tolist()
+            for place in range(first, size, self.block):
+                self._take_one(run, numbers[place], kinds[place], state.seen + place)
+        elif first < size:
+            places: IntArray = np.arange(first, size, self.block)
+            self._take_many(run, values[places], classes[places], state.seen + places)
+        return run.state(state.seen + size), run.first
+
+    def _take_one(self, run: _Run, score: float, class_: int, seen: int) -> None:
+        group_of = self.exceedance.group_of
+        group = group_of[class_] if class_ < len(group_of) else 0
+        odds = self.exceedance.odds_of_one(score, group, run.above, run.drawn)
+        ratios = [lost + bet * odd for odd in odds for lost, bet in self._pairs]
+        together = _sum(odds) / LEVELS
+        onsets = [lost + bet * together for lost, bet in self._pairs]
+        if self._proportions is not None:
+            odd = self._proportions.odds_of_one(class_, run.recent)
+            own = [(1 - bet) + bet * odd for bet in self._proportions.bets]
+            ratios, onsets = ratios + own, onsets + own
+        evidence = [ratio * (m + 1.0) for ratio, m in zip(ratios, run.evidence, strict=True)]
+        for place, ratio in enumerate(onsets):
+            if run.cusum[place] > 1.0:
+                run.cusum[place] *= ratio
+            else:
+                run.cusum[place], run.since[place] = ratio, seen
+        run.evidence = evidence
+        total = self._total(evidence)
+        if total >= self.alarm_at:
+            run.alarm(seen + 1, total)
+
+    def _take_many(self, run: _Run, scores: FloatArray, classes: IntArray, seen: IntArray) -> None:
+        """`_take_one` of each sample, to the same bit, a column of bets at a time."""
+        groups = self.exceedance.groups(classes)
+        odds, run.above, run.drawn = self.exceedance.odds(scores, groups, run.above, run.drawn)
+        bets = np.array(BETS)
+        ratios = ((1 - bets) + bets * odds[:, :, None]).reshape(len(scores), -1)
+        together = _sum(list(odds.T)) / LEVELS
+        onsets = (1 - bets) + bets * together[:, None]
+        if self._proportions is not None:
+            odd = [self._proportions.odds_of_one(k, run.recent) for k in classes.tolist()]
+            bets = np.array(self._proportions.bets)
+            own = (1 - bets) + bets * np.array(odd)[:, None]
+            ratios, onsets = np.hstack([ratios, own]), np.hstack([onsets, own])
+        start, length = 0, _FIRST_BLOCK
+        while start < len(scores):
+            rows = slice(start, start + length)
+            taken = self._take_block(run, ratios[rows], onsets[rows], seen[rows])
+            # An alarm throws the rest of its block away.
+            length = _FIRST_BLOCK if taken < length else min(2 * length, _LARGEST_BLOCK)
+            start += taken
+
+    def _take_block(self, run: _Run, ratios: FloatArray, onsets: FloatArray, seen: IntArray) -> int:
+        """Take in samples up to the first alarm, and return how many."""
+        evidence = [
+            list(accumulate(column, _shiryaev_roberts, initial=level))
+            for column, level in zip(ratios.T.tolist(), run.evidence, strict=True)
+        ]
+        total = self._total([np.array(levels[1:]) for levels in evidence])
+        alarmed = np.flatnonzero(total >= self.alarm_at)
+        taken = int(alarmed[0]) + 1 if alarmed.size else len(ratios)
+        run.evidence = [levels[taken] for levels in evidence]
+        for place, column in enumerate(onsets[:taken].T.tolist()):
+            levels = list(accumulate(column, _cusum, initial=run.cusum[place]))
+            restarts = np.flatnonzero(np.array(levels[:-1]) <= 1.0)
+            if restarts.size:
+                run.since[place] = int(seen[restarts[-1]])
+            run.cusum[place] = levels[-1]
+        if alarmed.size:
+            run.alarm(int(seen[taken - 1]) + 1, float(total[taken - 1]))
+        return taken
+
+    def _total(self, evidence: Sequence[_Number]) -> _Number:
+        """The mean over all bets; half of it is the proportions' where those are watched."""
+        bets = LEVELS * len(BETS)
+        total = _sum(evidence[:bets]) / bets
+        if self._proportions is None:
+            return total
+        return 0.5 * total + 0.5 * (_sum(evidence[bets:]) / (len(evidence) - bets))
+
+    def _fingerprint(self) -> str:
+        parts = self.exceedance
+        numbers = [self.alarm_at, self.block, *BETS, *parts.group_of]
+        numbers += [level for levels in parts.levels for level in levels]
+        numbers += [*parts.above, *parts.drawn, *parts.most]
+        if self._proportions is not None:
+            numbers += [*self._proportions.rates, *self._proportions.start]
+        return hashlib.sha256(np.array(numbers, "<f8").tobytes()).hexdigest()[:16]
 
 
-def _binomial_cdf(successes: int, trials: int, rate: float) -> float:
-    if rate in {0.0, 1.0}:
-        return 1.0 - rate
-    k = np.arange(successes + 1)
-    ways = np.array([lgamma(trials + 1) - lgamma(i + 1) - lgamma(trials - i + 1) for i in k])
-    terms = ways + k * log(rate) + (trials - k) * log1p(-rate)
-    peak = float(terms.max())
-    return exp(peak) * float(np.exp(terms - peak).sum())
+class _Run:
+    """A state while samples are taken in."""
 
+    def __init__(self, state: AlarmState) -> None:
+        self.test, self.alarms = state.test, state.alarms
+        self.evidence, self.cusum = list(state.evidence), list(state.cusum)
+        self.since, self.recent = list(state.since), list(state.recent)
+        self.above, self.drawn = list(state.above), list(state.drawn)
+        self.first: Alarm | None = None
 
-def _worst_class_rates(
-    scores: FloatArray, thresholds: FloatArray, class_of: npt.ArrayLike
-) -> FloatArray:
-    """Estimate the highest rate at which samples of one class alone exceed each threshold.
+    def alarm(self, at: int, evidence: float) -> None:
+        """Note an alarm; the evidence starts anew."""
+        self.alarms += 1
+        onset = self.since[self.cusum.index(max(self.cusum))] + 1
+        self.first = self.first or Alarm(at=at, onset=onset, evidence=evidence)
+        self.evidence, self.cusum = [0.0] * len(self.evidence), [0.0] * len(self.cusum)
+        self.since = [at] * len(self.since)
 
-    A point estimate, in which a class with few samples borrows from the overall rate: an upper
-    bound for each class would double the delay on near shifts (measured on digits).
-    """
-    owner = np.asarray(class_of)
-    if owner.shape != scores.shape or owner.dtype.kind not in "iu":
-        raise OodError(
-            f"class_of must be {len(scores)} integers; found {owner.dtype} {owner.shape}"
+    def state(self, seen: int) -> AlarmState:
+        """The state after ``seen`` samples."""
+        return AlarmState(
+            self.test,
+            seen,
+            self.alarms,
+            tuple(self.evidence),
+            tuple(self.cusum),
+            tuple(self.since),
+            tuple(self.above),
+            tuple(self.drawn),
+            tuple(self.recent),
         )
-    exceeds = scores[:, None] > thresholds
-    overall = (exceeds.sum(axis=0) + 1) / (len(scores) + 1)
-    rates = [
-        (exceeds[owner == k].sum(axis=0) + _CLASS_PRIOR * overall)
-        / ((owner == k).sum() + _CLASS_PRIOR)
-        for k in np.unique(owner)
-    ]
-    worst: FloatArray = np.max(rates, axis=0)
-    return worst
 
 
-def _count(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise OodError(f"alarm state: {name} must be a count; found {value!r}")
-    return value
+def _lengths(state: AlarmState) -> tuple[int, ...]:
+    return (
+        len(state.evidence),
+        len(state.cusum),
+        len(state.above),
+        len(state.drawn),
+        len(state.recent),
+    )
 
 
-def _levels(values: object, name: str) -> tuple[float, ...]:
-    if not isinstance(values, list | tuple):
-        raise OodError(f"alarm state: {name} must be a list")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise OodError(f"alarm state: {name} holds {value!r}; expected numbers")
-        if not isfinite(value) or value < 0:
-            raise OodError(f"alarm state: {name} holds {value!r}; expected finite numbers ≥ 0")
-    return tuple(float(value) for value in values)
+def _is_sound(scores: npt.ArrayLike) -> TypeGuard[FloatArray]:
+    """Whether `check_scores` would give back this very array; costs less where it is short."""
+    return (
+        isinstance(scores, np.ndarray)
+        and scores.dtype == np.float64
+        and scores.ndim == 1
+        and 0 < scores.size < _WORTH_A_BLOCK
+        and all(map(isfinite, scores.tolist()))
+    )
+
+
+def _sum(terms: Sequence[_Number]) -> _Number:
+    # Not `sum`, which rounds otherwise from Python 3.12 on and for arrays.
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _shiryaev_roberts(level: float, ratio: float) -> float:
+    return ratio * (level + 1.0)
+
+
+def _cusum(level: float, ratio: float) -> float:
+    return level * ratio if level > 1.0 else ratio

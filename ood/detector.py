@@ -33,8 +33,9 @@ class Detector:
         >>> rng = np.random.default_rng(0)
         >>> known = [ClassStatistics.fit(rng.normal(size=(50, 4)), ["a"] * 50)]
         >>> detector = Detector.fit(known, rng.normal(size=(80, 4)), false_alarm_every=1000)
-        >>> foreign = detector.score(rng.normal(loc=5.0, size=(20, 4)))
-        >>> state, alarm = detector.update(detector.initial_state(), foreign)
+        >>> foreign = rng.normal(loc=5.0, size=(20, 4))
+        >>> scores, nearest = detector.score(foreign), detector.nearest(foreign)
+        >>> state, alarm = detector.update(detector.initial_state(), scores, nearest)
         >>> alarm is not None
         True
     """
@@ -52,6 +53,8 @@ class Detector:
         calibration_features: npt.ArrayLike,
         *,
         false_alarm_every: float,
+        block: int = 1,
+        prior_changes: bool = False,
     ) -> Detector:
         """Build the detector of a generation.
 
@@ -60,6 +63,8 @@ class Detector:
             calibration_features: l2-normalised features [m, d] of known samples that are *not* in
                 the statistics, drawn as the stream is; m ≥ 50 for an alarm that reacts.
             false_alarm_every: the average number of samples between false alarms.
+            block: how many samples one scene of the stream lasts; see `ood.alarm`.
+            prior_changes: alarm when only the proportions of the classes change, too.
 
         Raises:
             OodError: the statistics or features are unusable, or the budget is out of range.
@@ -69,7 +74,11 @@ class Detector:
         distances = mixture.head.distances(features)
         scores = distances.min(axis=1)
         test = ShiftTest(
-            scores, false_alarm_every=false_alarm_every, class_of=distances.argmin(axis=1)
+            scores,
+            false_alarm_every=false_alarm_every,
+            class_of=distances.argmin(axis=1),
+            block=block,
+            prior_changes=prior_changes,
         )
         return cls(mixture, Calibration(scores), test)
 
@@ -80,6 +89,15 @@ class Detector:
             OodError: features are empty, not finite, or of another dimension.
         """
         return self._score.score(features)
+
+    def nearest(self, features: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the component each sample is nearest to, int64 [n]; the alarm asks for it.
+
+        Raises:
+            OodError: features are empty, not finite, or of another dimension.
+        """
+        result: npt.NDArray[np.int64] = self.mixture.head.distances(features).argmin(axis=1)
+        return result
 
     def p_values(self, scores: npt.ArrayLike, rng: np.random.Generator | None = None) -> FloatArray:
         """Return each sample's conformal p-value, for reporting; see `Calibration.p_values`."""
@@ -104,6 +122,8 @@ class Detector:
         state = AlarmState.from_dict(fields)
         return state if self.test.accepts(state) else self.test.successor(state)
 
-    def update(self, state: AlarmState, scores: npt.ArrayLike) -> tuple[AlarmState, Alarm | None]:
-        """Take in the next samples' scores, in order; see `ShiftTest.update`."""
-        return self.test.update(state, scores)
+    def update(
+        self, state: AlarmState, scores: npt.ArrayLike, nearest: npt.ArrayLike
+    ) -> tuple[AlarmState, Alarm | None]:
+        """Take in the next samples' scores and nearest components; see `ShiftTest.update`."""
+        return self.test.update(state, scores, nearest)

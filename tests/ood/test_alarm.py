@@ -9,31 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ood.alarm import CONFIDENCE_SPENT, AlarmState, ShiftTest, exceedance_bound
+from ood.alarm import AlarmState, ShiftTest
 from ood.errors import OodError
 
 
 def _test(n: int = 100, budget: float = 1e6, seed: int = 0, **options: object) -> ShiftTest:
     scores = np.random.default_rng(seed).normal(size=n)
     return ShiftTest(scores, false_alarm_every=budget, **options)
-
-
-@pytest.mark.parametrize(("above", "n"), [(0, 50), (5, 50), (50, 200), (10, 1000)])
-def test_the_bound_holds_with_the_promised_confidence(above: int, n: int) -> None:
-    rng = np.random.default_rng(above + n)
-    risk = 0.05
-    # For uniform scores the rate above the threshold is one minus the threshold.
-    rates = 1 - np.sort(rng.random((4000, n)), axis=1)[:, n - 1 - above]
-    missed = (rates > exceedance_bound(above, n, risk)).mean()
-    assert 0.03 < missed < 0.07
-
-
-@pytest.mark.parametrize("n", [1, 2, 10, 50, 200])
-def test_every_bet_is_fair_at_the_bound(n: int) -> None:
-    test = _test(n)
-    expected = test.rates * test.gains_above + (1 - test.rates) * test.gains_below
-    assert np.allclose(expected, 1.0)
-    assert (test.gains_above >= 1).all()
 
 
 @pytest.mark.parametrize("n", [50, 200])
@@ -50,8 +32,20 @@ def test_run_length_without_shift_is_at_least_the_budget(n: int) -> None:
     assert low >= budget
 
 
+@pytest.mark.parametrize("n", [50, 200])
+def test_later_runs_without_shift_are_as_long_as_the_first(n: int) -> None:
+    # Calibration sets that mislead once must not do so again and again.
+    budget, length, runs = 50, 2000, 100
+    rng = np.random.default_rng(n)
+    alarms = 0
+    for _ in range(runs):
+        test = ShiftTest(rng.normal(size=n), false_alarm_every=budget)
+        alarms += test.update(test.initial_state(), rng.normal(size=length))[0].alarms
+    assert alarms <= runs * length / budget
+
+
 @pytest.mark.parametrize("n", [100, 300])
-@pytest.mark.parametrize(("part", "limit"), [(0.8, 25), (0.4, 400)])
+@pytest.mark.parametrize(("part", "limit"), [(0.8, 25), (0.4, 120)])
 def test_a_shift_is_noticed_soon(n: int, part: float, limit: int) -> None:
     rng = np.random.default_rng(n)
     delays = []
@@ -69,6 +63,32 @@ def test_a_shift_is_noticed_soon(n: int, part: float, limit: int) -> None:
     assert np.median(delays) <= limit
 
 
+def test_one_sample_in_ten_is_noticed_with_fifty_to_calibrate() -> None:
+    found = 0
+    for seed in range(21):
+        rng = np.random.default_rng(seed)
+        test = ShiftTest(rng.normal(size=50), false_alarm_every=1e4)
+        state, _ = test.update(test.initial_state(), rng.normal(size=200))
+        stream = rng.normal(size=1000) + 4 * (rng.random(1000) < 0.1)
+        found += test.update(state, stream)[1] is not None
+    assert found >= 19
+
+
+def test_a_slow_drift_adds_up() -> None:
+    # Over 20,000 samples by one and a half deviations; no hundred of them differ from the last.
+    delays = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        test = ShiftTest(rng.normal(size=200), false_alarm_every=1e6)
+        state, alarm = test.update(test.initial_state(), rng.normal(size=1000))
+        assert alarm is None
+        drift = np.linspace(0, 1.5, 20_000)
+        _, alarm = test.update(state, rng.normal(size=20_000) + drift)
+        assert alarm is not None
+        delays.append(alarm.at - 1000)
+    assert np.median(delays) < 8_000
+
+
 def test_the_onset_is_where_the_shift_began() -> None:
     test = _test(200)
     stream = np.concatenate([np.full(300, -1.0), np.full(50, 9.0)])
@@ -76,47 +96,44 @@ def test_the_onset_is_where_the_shift_began() -> None:
     assert alarm is not None
     assert alarm.onset == 301
     assert 301 < alarm.at <= 310
-    assert alarm.evidence >= test.alarm_at == pytest.approx(1e6 / (1 - CONFIDENCE_SPENT))
+    assert alarm.evidence >= test.alarm_at == 1e6
 
 
-def test_knowing_the_classes_most_changes_of_their_proportions_raise_no_alarm() -> None:
-    spread = np.array([1.0, 1.0, 1.0, 1.6])
-    alarms = {"plain": 0, "aware": 0, "shifted": 0}
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        owner = rng.integers(0, 4, 400)
-        calibration = np.abs(rng.normal(size=400)) * spread[owner]
-        # Four samples in five, no longer one in four, are of the class that spreads widest.
-        stream = np.abs(rng.normal(size=2000)) * np.where(rng.random(2000) < 0.8, 1.6, 1.0)
-        plain = ShiftTest(calibration, false_alarm_every=1e6)
-        aware = ShiftTest(calibration, false_alarm_every=1e6, class_of=owner)
-        assert (aware.rates >= plain.rates).all()
-        for name, test, scores in (
-            ("plain", plain, stream),
-            ("aware", aware, stream),
-            ("shifted", aware, stream[:100] + 3),
-        ):
-            alarms[name] += test.update(test.initial_state(), scores)[1] is not None
-    assert alarms["plain"] >= 9
-    assert alarms["aware"] <= alarms["plain"] / 2
-    assert alarms["shifted"] == 12
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.sampled_from([-1.0, 0.5, 1.5, 4.0]), min_size=2, max_size=40),
-    st.data(),
-)
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([-1.0, 0.5, 1.5, 4.0]), min_size=2, max_size=150), st.data())
 def test_a_restart_between_any_two_samples_changes_nothing(stream, data) -> None:
-    test = _test(60, budget=50)
-    whole, first = test.update(test.initial_state(), stream)
+    owner = np.arange(60) % 2
+    block = data.draw(st.sampled_from([1, 3]))
+    watched = data.draw(st.booleans())
+    options = {"class_of": owner, "block": block, "prior_changes": watched}
+    test = _test(60, budget=50, **options)
+    classes = data.draw(
+        st.lists(st.integers(0, 3), min_size=len(stream), max_size=len(stream)), label="classes"
+    )
+    whole, first = test.update(test.initial_state(), stream, classes)
     cut = data.draw(st.integers(1, len(stream) - 1))
-    state, before = test.update(test.initial_state(), stream[:cut])
+    state, before = test.update(test.initial_state(), stream[:cut], classes[:cut])
     # The process dies here: everything is rebuilt from disk.
     state = AlarmState.from_dict(json.loads(json.dumps(state.to_dict())))
-    state, after = _test(60, budget=50).update(state, stream[cut:])
+    again = _test(60, budget=50, **options)
+    state, after = again.update(state, stream[cut:], classes[cut:])
     assert state == whole
     assert (before or after) == first
+
+
+def test_one_by_one_and_all_at_once_are_the_same_to_the_bit() -> None:
+    rng = np.random.default_rng(0)
+    test = _test(200, budget=100)
+    # Shifted in the middle, so that blocks are cut by alarms.
+    stream = rng.normal(size=3000) + np.repeat([0.0, 2.0, 0.0], 1000)
+    whole, first = test.update(test.initial_state(), stream)
+    state, heard = test.initial_state(), []
+    for value in stream:
+        state, alarm = test.update(state, [value])
+        heard += [] if alarm is None else [alarm]
+    assert state == whole
+    assert heard[0] == first
+    assert len(heard) == whole.alarms > 10
 
 
 def test_evidence_starts_anew_after_an_alarm_and_all_are_counted() -> None:
@@ -159,15 +176,19 @@ def test_an_impossible_budget_is_refused(budget: float) -> None:
         ShiftTest([1.0, 2.0], false_alarm_every=budget)
 
 
-@pytest.mark.parametrize("scores", [[], [np.nan], [[1.0]]])
+@pytest.mark.parametrize("block", [0, -1, 1.5, True])
+def test_an_impossible_block_is_refused(block) -> None:
+    with pytest.raises(OodError, match="block"):
+        ShiftTest([1.0, 2.0], false_alarm_every=100, block=block)
+
+
+@pytest.mark.parametrize("scores", [[], [np.nan], np.array([np.nan]), [np.inf], [[1.0]], ["a"]])
 def test_unusable_scores_are_refused(scores) -> None:
     test = _test()
-    with pytest.raises(OodError):
+    with pytest.raises(OodError, match="scores"):
         ShiftTest(scores, false_alarm_every=100)
-    with pytest.raises(OodError):
+    with pytest.raises(OodError, match="scores"):
         test.update(test.initial_state(), scores)
-    with pytest.raises(OodError, match="class_of"):
-        ShiftTest([1.0, 2.0], false_alarm_every=100, class_of=[1])
 
 
 @pytest.mark.parametrize(
@@ -183,7 +204,12 @@ def test_unusable_scores_are_refused(scores) -> None:
         {"evidence": 4},
         {"cusum": [1.0]},
         {"since": None},
-        {"since": [99] * 20},
+        {"since": [99] * 3},
+        {"drawn": [101] * 3},
+        {"above": [0] * 5},
+        {"above": [500] * 5},
+        {"drawn": []},
+        {"recent": [-1.0]},
         {"extra": 1},
     ],
 )

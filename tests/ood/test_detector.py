@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from ood.alarm import Alarm, AlarmState
 from ood.calibration import fits
 from ood.detector import Detector
 from ood.errors import OodError
@@ -34,13 +35,19 @@ def detector(digits: tuple[np.ndarray, np.ndarray]) -> Detector:
     return Detector.fit([statistics], known[300:450], false_alarm_every=1e6)
 
 
+def _watch(
+    detector: Detector, state: AlarmState, features: np.ndarray
+) -> tuple[AlarmState, Alarm | None]:
+    return detector.update(state, detector.score(features), detector.nearest(features))
+
+
 def test_known_digits_raise_no_alarm_and_new_ones_do(digits, detector) -> None:
     features, target = digits
-    home = detector.score(features[target < 5][450:])
-    abroad = detector.score(features[target >= 5])
-    state, alarm = detector.update(detector.initial_state(), home)
+    home = features[target < 5][450:]
+    abroad = features[target >= 5]
+    state, alarm = _watch(detector, detector.initial_state(), home)
     assert alarm is None
-    state, alarm = detector.update(state, abroad)
+    state, alarm = _watch(detector, state, abroad)
     assert alarm is not None
     assert alarm.at - len(home) <= 64
     assert abs(alarm.onset - len(home)) <= 16
@@ -50,8 +57,7 @@ def test_one_class_alone_raises_no_alarm(digits, detector) -> None:
     features, target = digits
     known, names = features[target < 5][450:], target[target < 5][450:]
     for digit in range(5):
-        scores = detector.score(known[names == digit])
-        assert detector.update(detector.initial_state(), scores)[1] is None
+        assert _watch(detector, detector.initial_state(), known[names == digit])[1] is None
 
 
 def test_p_values_and_fit_tell_home_from_abroad(digits, detector) -> None:
@@ -72,11 +78,11 @@ def test_the_same_generation_gives_the_same_detector_to_the_bit(digits, detector
     again = Detector.fit(
         [ClassStatistics.fit(known[:300], labels[:300])], known[300:450], false_alarm_every=1e6
     )
-    state, _ = detector.update(detector.initial_state(), detector.score(known[450:500]))
+    state, _ = _watch(detector, detector.initial_state(), known[450:500])
     restored = again.restore(json.loads(json.dumps(state.to_dict())))
     assert restored == state
-    scores = detector.score(known[500:550])
-    assert again.update(restored, scores) == detector.update(state, scores)
+    rest = known[500:550]
+    assert _watch(again, restored, rest) == _watch(detector, state, rest)
 
 
 def test_another_generation_starts_without_evidence_but_counts_on(digits, detector) -> None:
@@ -87,7 +93,7 @@ def test_another_generation_starts_without_evidence_but_counts_on(digits, detect
         features[600:700],
         false_alarm_every=1e6,
     )
-    state, _ = detector.update(detector.initial_state(), detector.score(features[:30]))
+    state, _ = _watch(detector, detector.initial_state(), features[:30])
     restored = wider.restore(state.to_dict())
     assert restored.seen == 30
     assert wider.test.evidence(restored) == 0.0
@@ -115,6 +121,6 @@ def test_what_does_not_fit_is_refused(detector) -> None:
 
 def test_dimension_one_and_one_calibration_sample_work() -> None:
     tiny = Detector.fit([ClassStatistics.fit([[1.0]], ["a"])], [[1.0]], false_alarm_every=100)
-    _, alarm = tiny.update(tiny.initial_state(), tiny.score([[1.0]]))
+    _, alarm = _watch(tiny, tiny.initial_state(), np.array([[1.0]]))
     assert alarm is None
     assert tiny.p_values(tiny.score([[-1.0]])).tolist() == [0.5]
