@@ -243,6 +243,8 @@ class GaussianHead:
 
     Attributes:
         components: (group index, label) of each column of `distances`.
+        means: float64 [k, d], the mean of each component.
+        covariance: float64 [d, d], what they share.
         labels: the distinct labels, sorted; the columns of `label_probabilities`.
         shrinkage: the weight of the isotropic target in the covariance, 0..1.
 
@@ -258,6 +260,7 @@ class GaussianHead:
     ) -> None:
         self.components: tuple[tuple[int, str], ...] = tuple(components)
         self.labels: tuple[str, ...] = tuple(sorted({label for _, label in self.components}))
+        self.means, self.covariance = means, covariance
         self.shrinkage = 0.0
         position = {label: k for k, label in enumerate(self.labels)}
         owner = np.array([position[label] for _, label in self.components])
