@@ -1,0 +1,201 @@
+"""The section on scores of docs/benchmarks/ood.md, and its plot, from the report of `ood`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.pages import PAGE, table, write_section
+from benchmarks.worlds import GROUPS
+
+PLOT: Final = PAGE.parent / "ood" / "scores.svg"
+_OURS: Final = (
+    "default",
+    "mahalanobis++",
+    "half-whitened++",
+    "relative-mahalanobis++",
+    "knn",
+    "vim++",
+    "energy++",
+    "gen++",
+    "boundary++",
+    "hyperdimensional",
+    "hyperdimensional-binary",
+)
+_RIVALS_SHOWN: Final = 8
+_RIVALS_TIMED: Final = tuple(
+    f"pytorch-ood {name}, all depths" for name in ("Mahalanobis", "KNN (k=50)", "ViM", "SHE")
+)
+
+
+def write(report: Mapping[str, Any], page: Path = PAGE, plot: Path = PLOT) -> None:
+    """Write the section between its markers, and the plot beside the page."""
+    write_section("scores", section(report), page)
+    _draw(report, plot)
+
+
+def section(report: Mapping[str, Any]) -> str:
+    """The section's Markdown."""
+    parts = [_INTRODUCTION, "![Mean AUROC by group](ood/scores.svg)"]
+    for name, found in report["encoders"].items():
+        severities = ", ".join(found["severities"])
+        parts.append(
+            f"### {name}\n\nParts of {_listed(found['parts'])} numbers; corruption severities "
+            f"{severities}. {_left_out(found)}\n\n" + bars(found) + "\n\n" + methods(found)
+        )
+    parts.append(f"### What it costs\n\n{costs(report)}")
+    return "\n\n".join(parts)
+
+
+def bars(found: Mapping[str, Any]) -> str:
+    """The default against the best single rival of each group."""
+    rows = [
+        [
+            group,
+            _percent(bar["default"]),
+            bar["best_rival"].removeprefix("pytorch-ood "),
+            _percent(bar["rival"]),
+            f"{100 * (bar['default'] - bar['rival']):+.1f}",
+            f"{100 * bar['worst_gap']:+.1f} ({bar['worst_pair']})",
+            f"{bar['pairs_more_than_half_a_point_below']} of {bar['pairs']}",
+        ]
+        for group, bar in found["bars"].items()
+    ]
+    return table(
+        [
+            "group",
+            "default, mean AUROC",
+            "best single rival",
+            "its mean AUROC",
+            "difference",
+            "worst pair against it",
+            "pairs over 0.5 points below it",
+        ],
+        rows,
+    )
+
+
+def methods(found: Mapping[str, Any]) -> str:
+    """Mean AUROC (and FPR at 95 % TPR) of each method in each group."""
+    means = found["means"]
+    theirs = sorted(
+        (label for label in means["far"] if label.startswith("pytorch-ood")),
+        key=lambda label: -sum(means[group][label]["auroc"] for group in GROUPS),
+    )[:_RIVALS_SHOWN]
+    rows = [
+        [
+            label,
+            *(
+                f"{_percent(means[g][label]['auroc'])} / {_percent(means[g][label]['aupr'])} / "
+                f"{_percent(means[g][label]['fpr95'])}"
+                for g in GROUPS
+            ),
+        ]
+        for label in (*_OURS, *theirs)
+    ]
+    return (
+        "AUROC / AUPR / FPR at 95 % TPR in percent, means over pairs; of pytorch-ood the "
+        f"{_RIVALS_SHOWN} with the best mean over groups (the results' file has all):\n\n"
+        + table(["method", *GROUPS], rows)
+    )
+
+
+def costs(report: Mapping[str, Any]) -> str:
+    """Fit time, score time against the encoder's pass, and state."""
+    rows = []
+    for name, found in report["encoders"].items():
+        for label in (*_OURS, *_RIVALS_TIMED):
+            cost = found["costs"][label]
+            rows.append(
+                [
+                    name,
+                    label,
+                    f"{cost['fit_s']:.2f}",
+                    f"{cost['score_us']:.1f}",
+                    f"{cost['score_us'] / (10 * found['pass_ms']):.2f} %",
+                    f"{cost['state_bytes'] / 1024:,.0f}",
+                ]
+            )
+    sizes = "; ".join(
+        f"{name}: {found['hundred_classes_bytes']['hyperdimensional'] / 1024:.1f} KB"
+        for name, found in report["encoders"].items()
+    )
+    passes = "; ".join(
+        f"{name}: {found['pass_ms']:.2f} ms" for name, found in report["encoders"].items()
+    )
+    return (
+        "Means over the worlds; one thread, processor time, batches of up to 1,000 samples. The "
+        f"encoder's pass for one image, in batches of 64: {passes}. The hyperdimensional state of "
+        f"100 classes (bar: 64 KB), as written and mergeable: {sizes}. State is what `to_bytes` "
+        "writes; the default keeps none of its own, so its class statistics are told.\n\n"
+        + table(
+            [
+                "encoder",
+                "method",
+                "fit, s",
+                "score, µs a sample",
+                "of the encoder's pass",
+                "state, KB",
+            ],
+            rows,
+        )
+    )
+
+
+_INTRODUCTION: Final = (
+    "Written by [`benchmarks/ood.py`](../../benchmarks/ood.py) into "
+    "[`results/ood.json`](../../benchmarks/results/ood.json). Foreign samples are the positives; "
+    "FPR is taken as OpenOOD does. The same features go to both sides: pytorch-ood's methods get "
+    "the network's own output and, separately, all depths, at unit length, and the better of the "
+    "two counts. The default, `ood.combined`, was chosen on ViT-Tiny; MobileNetV2 and the default "
+    "encoder took no part in that."
+)
+
+
+def _left_out(found: Mapping[str, Any]) -> str:
+    names = [label.removeprefix("pytorch-ood ") for label in found["left_out"]]
+    return f"Left out, too large here: {_listed(names)}." if names else ""
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _draw(report: Mapping[str, Any], path: Path) -> None:
+    import matplotlib as mpl  # noqa: PLC0415 - only this page needs it
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "driftkeel"
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(
+        1,
+        len(report["encoders"]),
+        figsize=(4 * len(report["encoders"]), 3.2),
+        sharey=True,
+        squeeze=False,
+    )
+    for axis, (name, found) in zip(axes[0], report["encoders"].items(), strict=True):
+        means = found["means"]
+        series = {
+            "default": [means[group]["default"]["auroc"] for group in GROUPS],
+            "Mahalanobis": [means[group]["mahalanobis++"]["auroc"] for group in GROUPS],
+            "best single rival": [found["bars"][group]["rival"] for group in GROUPS],
+        }
+        for place, (label, values) in enumerate(series.items()):
+            spots = [position + 0.27 * (place - 1) for position in range(len(GROUPS))]
+            axis.bar(spots, [100 * value for value in values], 0.25, label=label)
+        axis.set_xticks(range(len(GROUPS)), GROUPS)
+        axis.set_title(name)
+        axis.set_ylim(50, 100)
+    axes[0][0].set_ylabel("mean AUROC, %")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
