@@ -140,7 +140,8 @@ class HypervectorState:
             result: FloatArray = 2.0 * differing.min(axis=1) / self.size - 1.0
             return result
         cosines = _unit(vectors).astype(np.float32) @ self._directions
-        return -np.clip(cosines.max(axis=1), -1, 1).astype(np.float64)
+        largest: FloatArray = np.clip(cosines.max(axis=1), -1, 1).astype(np.float64)
+        return -largest
 
     def to_bytes(self) -> bytes:
         """Write the state; the same state always gives the same bytes.
