@@ -1,0 +1,39 @@
+"""The page on shift says what its benchmark of scores wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks import ood_page
+from benchmarks.pages import PAGE
+
+RESULTS = Path(ood_page.__file__).parent / "results" / "ood.json"
+
+
+def test_the_section_on_scores_is_made_from_the_results() -> None:
+    report = json.loads(RESULTS.read_text("utf-8"))
+    assert ood_page.section(report) in PAGE.read_text("utf-8")
+
+
+def test_the_worst_pair_and_the_group_means_come_from_the_values() -> None:
+    from benchmarks.ood import summary  # noqa: PLC0415 - only this test needs it
+
+    keys = [
+        (group, "world", name)
+        for group in ("near", "far", "domain", "corruption")
+        for name in ("one", "two")
+    ]
+    metrics = {"aupr": 0.5, "fpr95": 0.5}
+    values = {
+        "default": {key: {"auroc": 0.9 if key[2] == "one" else 0.6, **metrics} for key in keys},
+        "pytorch-ood A": {key: {"auroc": 0.7, **metrics} for key in keys},
+        "pytorch-ood B": {key: {"auroc": 0.5, **metrics} for key in keys},
+        "pytorch-ood partial": {keys[0]: {"auroc": 1.0, **metrics}},
+    }
+    bar = summary(values)["bars"]["near"]
+    assert bar["best_rival"] == "pytorch-ood A"
+    assert round(bar["default"], 6) == 0.75
+    assert bar["worst_pair"] == "world / two"
+    assert round(bar["worst_gap"], 6) == -0.1
+    assert bar["pairs_more_than_half_a_point_below"] == 1
