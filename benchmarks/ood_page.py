@@ -193,7 +193,7 @@ _TRIED: Final = (
     "log mean exp. The default is not the highest of them: it is one score of each family, for a "
     "choice among hundreds by their results on 315 pairs would flatter itself. No combination "
     "stayed within half a point of the best rival on every pair. Foreign speakers are what it does "
-    "worst: their cosine to known classes is no lower than that of known speakers, and covariances "
+    "worst: there their cosine to known classes is no lower than that of known speakers, and covariances "
     "of single classes (GMM), which class statistics do not hold, see them better. Among "
     "corruptions, CIFAR-100 and bearings gain by it; PACS photos and spoken digits lose to one "
     "distance alone."
