@@ -132,6 +132,7 @@ class Serving:
             false_alarm_every=false_alarm_every,
             block=block,
             prior_changes=prior_changes,
+            parts=self._package.manifest.feature_parts,
         )
         self._decision = Decision(
             self.detector.mixture,

@@ -15,10 +15,17 @@ import numpy.typing as npt
 
 from ood.alarm import Alarm, AlarmState, ShiftTest
 from ood.calibration import Calibration, score_quantiles
+from ood.combined import CombinedScore
 from ood.mixture import Mixture
-from ood.scores import MahalanobisScore
+from ood.scores import MahalanobisScore, Score
 from ood.statistics import ClassStatistics
 from ood.validation import FloatArray, check_features
+
+# Of so many held-out samples one sets the scale of the score's views; the others calibrate. They
+# must not be the same: the alarm's budget rests on a score that does not know its calibration set.
+_REFERENCE_EVERY = 4
+# With fewer, scales would be guesses, and the plain distance is the score.
+_LEAST_CALIBRATION = 80
 
 
 class Detector:
@@ -40,9 +47,11 @@ class Detector:
         True
     """
 
-    def __init__(self, mixture: Mixture, calibration: Calibration, test: ShiftTest) -> None:
+    def __init__(
+        self, mixture: Mixture, score: Score, calibration: Calibration, test: ShiftTest
+    ) -> None:
         self.mixture = mixture
-        self._score = MahalanobisScore(mixture.head)
+        self._score = score
         self.calibration = calibration
         self.test = test
 
@@ -55,32 +64,39 @@ class Detector:
         false_alarm_every: float,
         block: int = 1,
         prior_changes: bool = False,
+        parts: Sequence[int] = (),
     ) -> Detector:
         """Build the detector of a generation.
 
         Args:
             groups: the installed class statistics in base features, in canonical order.
             calibration_features: l2-normalised features [m, d] of known samples that are *not* in
-                the statistics, drawn as the stream is; m ≥ 50 for an alarm that reacts.
+                the statistics, drawn as the stream is; m ≥ 50 for an alarm that reacts, m ≥ 80 for
+                `ood.combined` as the score; with fewer it is the Mahalanobis distance.
             false_alarm_every: the average number of samples between false alarms.
             block: how many samples one scene of the stream lasts; see `ood.alarm`.
             prior_changes: alarm when only the proportions of the classes change, too.
+            parts: the widths of the parts that base features are put together from.
 
         Raises:
             OodError: the statistics or features are unusable, or the budget is out of range.
         """
         mixture = Mixture.from_statistics(groups)
         features = check_features(calibration_features, dim=mixture.head.dim)
-        distances = mixture.head.distances(features)
-        scores = distances.min(axis=1)
+        score: Score = MahalanobisScore(mixture.head)
+        if len(features) >= _LEAST_CALIBRATION:
+            reference = np.arange(len(features)) % _REFERENCE_EVERY == 0
+            score = CombinedScore(mixture.head, features[reference], parts=parts)
+            features = features[~reference]
+        scores = score.score(features)
         test = ShiftTest(
             scores,
             false_alarm_every=false_alarm_every,
-            class_of=distances.argmin(axis=1),
+            class_of=mixture.head.distances(features).argmin(axis=1),
             block=block,
             prior_changes=prior_changes,
         )
-        return cls(mixture, Calibration(scores), test)
+        return cls(mixture, score, Calibration(scores), test)
 
     def score(self, features: npt.ArrayLike) -> FloatArray:
         """Return how foreign each sample is, float64 [n]; higher is more foreign.

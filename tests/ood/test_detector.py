@@ -13,6 +13,7 @@ from ood.calibration import fits
 from ood.detector import Detector
 from ood.errors import OodError
 from ood.projection import gaussian_matrix
+from ood.scores import MahalanobisScore
 from ood.statistics import ClassStatistics, l2_normalise
 
 
@@ -98,6 +99,30 @@ def test_another_generation_starts_without_evidence_but_counts_on(digits, detect
     assert restored.seen == 30
     assert wider.test.evidence(restored) == 0.0
     assert wider.test.accepts(restored)
+
+
+def test_the_score_does_not_know_the_samples_that_calibrate_the_alarm(digits, detector) -> None:
+    features, target = digits
+    known, labels = features[target < 5], [str(digit) for digit in target[target < 5]]
+    statistics = ClassStatistics.fit(known[:300], labels[:300])
+    calibration = known[300:450].copy()
+    others = np.arange(len(calibration)) % 4 != 0
+    calibration[others] = known[450:600][others]
+    changed = Detector.fit([statistics], calibration, false_alarm_every=1e6)
+    probe = features[600:700]
+    assert np.array_equal(changed.score(probe), detector.score(probe))
+    assert not np.array_equal(changed.calibration.scores, detector.calibration.scores)
+    assert len(changed.calibration.scores) == others.sum()
+
+
+def test_with_few_held_out_samples_the_score_is_the_distance(digits) -> None:
+    features, target = digits
+    known, labels = features[target < 5], [str(digit) for digit in target[target < 5]]
+    statistics = ClassStatistics.fit(known[:300], labels[:300])
+    few = Detector.fit([statistics], known[300:379], false_alarm_every=1e6)
+    plain = MahalanobisScore.from_statistics([statistics]).score(features[600:700])
+    assert np.array_equal(few.score(features[600:700]), plain)
+    assert len(few.calibration.scores) == 79
 
 
 def test_the_detector_shares_its_mixture(detector) -> None:
