@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 
 from adapter_store.config import load_config
+from ood.signature import DEFAULT_MIN_SIMILARITY
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -27,7 +28,7 @@ class CatalogueSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     state_dir: Text
     database_url: str = ""
-    min_similarity: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    min_similarity: Annotated[float, msgspec.Meta(ge=0, le=1)] = DEFAULT_MIN_SIMILARITY
     max_bundle_bytes: Annotated[int, msgspec.Meta(ge=1, le=64 * 1024 * 1024)] = 16 * 1024 * 1024
     max_uploads: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8
 

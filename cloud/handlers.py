@@ -25,7 +25,7 @@ from cloud.store import OK, Store
 from cloud.uploads import Replies, Uploads, made_for
 from cloud.views import APPROVED, desired_of
 from ood.errors import OodError
-from ood.signature import Signature, similarity
+from ood.signature import Signature
 
 # A report with a lower number than the newest is late if the newest came this recently; otherwise
 # the device has lost its state and counts from the beginning again.
@@ -175,34 +175,29 @@ class Handlers:
             raise WireError(f"the search's signature cannot be used: {error}") from error
         if not made_for(wanted, message.encoder):
             raise WireError("the search's signature was made for another encoder")
-        query = select(
-            BundleRow.digest,
-            BundleRow.signature,
-            BundleRow.statement,
-            BundleRow.statement_signature,
-        ).where(BundleRow.status == APPROVED, BundleRow.encoder == message.encoder)
-        excluded = set(message.exclude)
-        hits: list[tuple[float, str, bytes, bytes]] = []
-        with self._store.reading() as session:
-            for digest, packed, statement, signed in session.execute(query):
-                if digest in excluded or statement is None or signed is None:
-                    continue
-                try:
-                    near = similarity(wanted, Signature.from_bytes(packed))
-                except OodError as error:
-                    # It lies about its encoder; it must not spoil the search for the others.
-                    log.warning("bundle %s cannot be compared: %s", digest[:12], error)
-                    continue
-                if near >= self._min_similarity:
-                    hits.append((min(1.0, near), digest, statement, signed))
-        hits.sort(key=lambda hit: (-hit[0], hit[1]))
-        return wire.SearchResult(
-            of=message.id,
-            candidates=[
-                wire.Candidate(statement=statement, signature=signed, similarity=near)
-                for near, _, statement, signed in hits[: message.limit]
-            ],
+        hits = self._store.signatures.search(
+            wanted,
+            limit=message.limit,
+            min_similarity=self._min_similarity,
+            statuses=(APPROVED,),
+            exclude=message.exclude,
         )
+        query = select(BundleRow.digest, BundleRow.statement, BundleRow.statement_signature).where(
+            BundleRow.digest.in_([hit.key for hit in hits]),
+            BundleRow.status == APPROVED,
+            BundleRow.encoder == message.encoder,
+        )
+        with self._store.reading() as session:
+            signed = {digest: pair for digest, *pair in session.execute(query)}
+        candidates = []
+        for hit in hits:
+            # One that was retired a moment ago has no statement any more.
+            statement, by = signed.get(hit.key, (None, None))
+            if statement is not None and by is not None:
+                candidates.append(
+                    wire.Candidate(statement=statement, signature=by, similarity=hit.similarity)
+                )
+        return wire.SearchResult(of=message.id, candidates=candidates)
 
     def _get(self, wanted: wire.Get) -> wire.Chunk | wire.Missing:
         with self._store.reading() as session:

@@ -1,7 +1,8 @@
 """What the catalogue keeps, as both of its sides use it: devices' messages and operators' commands.
 
 Database, bundles and signing key behind one lock, so that the two sides never write at once; the
-audit log; and a counter of changes that waits can watch. Decides nothing.
+signatures that searches look through; the audit log; and a counter of changes that waits can
+watch. Decides nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from adapter_store.database import reading, transaction
 from adapter_store.trust import CatalogueKey
 from cloud.models import AuditRow, DeviceRow
 from cloud.printable import printable
+from cloud.signatures import Signatures, changed_bundles
 
 AUDIT_KEPT: Final = 100_000
 OK: Final = "ok"
@@ -54,6 +56,8 @@ class Store:
         # It begins elsewhere at each start, so that a watcher notices a restart.
         self._revision = secrets.randbits(40)
         self._closing = False
+        self.signatures = Signatures()
+        self.signatures.load(self.reading())
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
@@ -62,8 +66,11 @@ class Store:
         Raises:
             StoreError: It could not be written; nothing of it is kept.
         """
-        with self._lock, transaction(self._engine) as session:
-            yield session
+        with self._lock:
+            with transaction(self._engine) as session:
+                changed = changed_bundles(session)
+                yield session
+            self.signatures.put(changed.values())
         with self._changed:
             self._revision += 1
             self._changed.notify_all()

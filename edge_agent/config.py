@@ -14,6 +14,7 @@ import msgspec
 
 from adapter_store.config import load_config
 from adapter_store.errors import ConfigError
+from ood.signature import DEFAULT_MIN_SIMILARITY
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -183,7 +184,7 @@ class SearchSection(_Section, frozen=True, kw_only=True):
     """
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=20)] = 3
-    min_similarity: Fraction = 0.5
+    min_similarity: Fraction = DEFAULT_MIN_SIMILARITY
     timeout_s: PositiveFloat = 30.0
     repeat_s: PositiveFloat = 30.0
 

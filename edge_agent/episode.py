@@ -61,6 +61,7 @@ from edge_agent.episode_events import (
     Validate,
     ValidationVerdict,
 )
+from ood.signature import DEFAULT_MIN_SIMILARITY
 
 MAX_HISTORY: Final = 64
 # Aligning that has not helped with so many samples is not tried with more.
@@ -101,7 +102,7 @@ class Policy:
     min_labels: int = 64
     online: bool = True
     can_train: bool = True
-    min_similarity: float = 0.5
+    min_similarity: float = DEFAULT_MIN_SIMILARITY
     confirm_samples: int = 16
     confirm_limit: int = 48
     foreign_share: float = 0.2

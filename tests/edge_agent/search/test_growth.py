@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edge_agent.search.growth import decide
+from edge_agent.search.growth import EXTEND_AT, REUSE_AT, decide
 from ood.errors import OodError
 from ood.signature import Signature, signature
 from ood.statistics import l2_normalise
@@ -36,8 +36,8 @@ def test_another_world_adds() -> None:
 
 
 def test_what_lies_between_extends() -> None:
-    growth = decide(_task(0), [_task(1, shift=0.2)])
-    assert 0.8 <= growth.similarity < 0.985
+    growth = decide(_task(0), [_task(1, shift=0.06)])
+    assert EXTEND_AT <= growth.similarity < REUSE_AT
     assert growth.action == "extend"
 
 
