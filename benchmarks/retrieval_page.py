@@ -72,14 +72,15 @@ def section(report: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             (
-                f"Written by `benchmarks/retrieval.py`: {len(report['variants'])} variants of tasks, "
-                "domains and cameras; an adapter's signature from half of each (200 samples or what "
-                "there is), five draws of fresh samples of the other half in each condition. Recall "
-                f"counts an adapter only if it is at least {report['min_similarity']:g} alike, which "
-                "is the default of the catalogue and of the agent; with the own adapter removed, "
-                "“none” is right. Settings were chosen on CIFAR-100 and Grocery under ViT-Tiny, by "
-                "single draws of these same halves; the other sets and the default encoder only "
-                "judge."
+                f"Written by `benchmarks/retrieval.py`: {len(report['variants'])} variants of "
+                "tasks, domains and cameras; an adapter's signature from half of each (200 samples "
+                "or what there is), five draws of fresh samples of the other half in each "
+                "condition. Recall counts an adapter only if it is at least "
+                f"{report['min_similarity']:g} alike, the default of the catalogue and of the "
+                "agent; with the own adapter removed, “none” is right. Settings were chosen for "
+                "CIFAR-100 and Grocery under ViT-Tiny, on other draws of these same halves; the "
+                "other sets and the default encoder were looked at meanwhile, but nothing was "
+                "chosen for them."
             ),
             table(["bar", "wanted", "measured", ""], bars),
             "![Similarity to the own adapter and to the nearest other](ood/retrieval.svg)",
