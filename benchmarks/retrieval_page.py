@@ -87,8 +87,8 @@ def section(report: Mapping[str, Any]) -> str:
             *parts,
             f"### A search in {report['speed']['signatures']:,} signatures",
             (
-                "Half are mixtures of three variants, half near-duplicates of fifty of those. Every "
-                "way ends with an exact comparison of 256; they differ in how these are found. “Best "
+                "Half are mixtures of three variants, half near-duplicates of fifty of those. "
+                "Every way ends with an exact comparison of 256; they differ in how these are found. “Best "
                 "found” is the share of searches whose best is the best by comparing with everything "
                 f"({report['speed']['compared']} searches), “lost” the most similarity that a search "
                 f"gave away. {report['speed']['queries']} searches, one thread, a machine that had "
