@@ -88,10 +88,11 @@ def section(report: Mapping[str, Any]) -> str:
             f"### A search in {report['speed']['signatures']:,} signatures",
             (
                 "Half are mixtures of three variants, half near-duplicates of fifty of those. "
-                "Every way ends with an exact comparison of 256; they differ in how these are found. “Best "
-                "found” is the share of searches whose best is the best by comparing with everything "
-                f"({report['speed']['compared']} searches), “lost” the most similarity that a search "
-                f"gave away. {report['speed']['queries']} searches, one thread, a machine that had "
+                "Every way ends with an exact comparison of 256; they differ in how these are "
+                "found. “Best found” is the share of searches whose best is the best by comparing "
+                f"with everything ({report['speed']['compared']} searches), “lost” the most "
+                f"similarity that a search gave away. {report['speed']['queries']} searches, one "
+                "thread, a machine that had "
                 "other work."
             ),
             table(["way", "p50 ms", "p99 ms", "best found", "lost", "build s", "MB"], ways),
