@@ -49,6 +49,7 @@ class SampleRecord:
         true_label: What it really was, when somebody said.
         labelled_at: When somebody said.
         seq: Its position in the journal, from 1; 0 before it is recorded.
+        frame: Facts of its pixels, packed by `ood.frames`; None where none were noted.
     """
 
     id: str
@@ -64,6 +65,7 @@ class SampleRecord:
     true_label: str | None = None
     labelled_at: float | None = None
     seq: int = 0
+    frame: bytes | None = None
 
 
 class Journal:
@@ -106,6 +108,7 @@ class Journal:
                 "p_value": s.p_value,
                 "features": None if s.features is None else s.features.astype("<f2").tobytes(),
                 "image": s.image,
+                "frame": s.frame,
             }
             for s in samples
         ]
@@ -192,6 +195,21 @@ class Journal:
             query = select(SampleRow.p_value).where(SampleRow.seq > since_seq)
             return list(session.scalars(query.order_by(SampleRow.seq)))
 
+    def frames(self, *, since_seq: int = 0, newest: int | None = None) -> list[bytes]:
+        """The facts of the frames after a position, oldest first; those without any left out.
+
+        Args:
+            since_seq: The position.
+            newest: At most so many, the newest; all when absent.
+        """
+        query = select(SampleRow.frame).where(
+            SampleRow.seq > since_seq, SampleRow.frame.is_not(None)
+        )
+        query = query.order_by(SampleRow.seq.desc())
+        with reading(self._engine) as session:
+            rows = session.scalars(query if newest is None else query.limit(newest))
+            return [frame for frame in rows if frame is not None][::-1]
+
     def prune(self, max_samples: int, *, protect_since_seq: int | None = None) -> None:
         """Keep images and features of the newest samples only, and the log 50 times longer.
 
@@ -248,4 +266,5 @@ def _record(row: SampleRow) -> SampleRecord:
         true_label=row.true_label,
         labelled_at=row.labelled_at,
         seq=row.seq,
+        frame=row.frame,
     )

@@ -34,6 +34,7 @@ class SampleRow(DeviceBase):
     image: Mapped[bytes | None] = mapped_column(BLOB)
     true_label: Mapped[str | None] = mapped_column(Text)
     labelled_at: Mapped[float | None] = mapped_column(Float)
+    frame: Mapped[bytes | None] = mapped_column(BLOB)
 
 
 class EpisodeRow(DeviceBase):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
@@ -86,6 +86,7 @@ class Pair:
         foreign: What the samples are: a set, a domain, or `corruption-severity`.
         features: float32 [m, feature_dim], as in `Part`.
         labels: What they are labelled, m names.
+        images: Gives them as pictures at the encoder's input size, uint8 [m, s, s, 3].
     """
 
     group: str
@@ -93,6 +94,7 @@ class Pair:
     foreign: str
     features: Floats
     labels: tuple[str, ...]
+    images: Callable[[], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Worlds:
         cache: Where features are kept.
         progress: Told what is being encoded.
         only: Names of the worlds wanted; all when empty.
+        severities: Severities of the corruptions wanted.
     """
 
     def __init__(
@@ -154,8 +157,10 @@ class Worlds:
         *,
         progress: Callable[[str], None] = lambda _: None,
         only: Sequence[str] = (),
+        severities: Sequence[int] = SEVERITIES,
     ) -> None:
         self.package = package
+        self._severities = tuple(severities)
         self.names = tuple(name for name in _SOURCES if not only or name in only)
         self._data, self._progress = data / "data", progress
         self._cache = cache / "features" / package.digest[:16]
@@ -268,18 +273,26 @@ class Worlds:
         rows, labels = test.rows[chosen], tuple(test.labels[k] for k in chosen)
         clean: NDArray[np.uint8] | None = None
         for corruption in CORRUPTIONS:
-            for severity in SEVERITIES:
+            for severity in self._severities:
                 path = self._path(f"{name}-{corruption}-{severity}")
                 if not path.exists():
                     clean = self.images(name, rows) if clean is None else clean
                     self._keep(path, self.encoded(corrupted(clean, corruption, severity)))
                 features: Floats = np.load(path)
-                yield Pair("corruption", name, f"{corruption}-{severity}", features, labels)
+                images = partial(self._corrupted, name, rows, corruption, severity)
+                foreign = f"{corruption}-{severity}"
+                yield Pair("corruption", name, foreign, features, labels, images)
+
+    def _corrupted(
+        self, name: str, rows: Rows, corruption: str, severity: int
+    ) -> NDArray[np.uint8]:
+        return corrupted(self.images(name, rows), corruption, severity)
 
     def _pair(self, group: str, name: str, foreign: str, file: str, rows: Rows) -> Pair:
         rows = np.sort(np.random.default_rng(3).permutation(rows)[:_FOREIGN])
         features = self._features(f"{name}-{group}-{foreign}", file, rows)
-        return Pair(group, name, foreign, features, self._labels(file, rows))
+        images = partial(self._set(file).read, rows, self.package.image_size)
+        return Pair(group, name, foreign, features, self._labels(file, rows), images)
 
     def _labels(self, file: str, rows: Rows) -> tuple[str, ...]:
         classes = self._set(file).classes

@@ -36,6 +36,7 @@ from exporter.package import EncoderPackage, default_encoder_package
 from exporter.sessions import EncoderSessions
 from ood.alarm import Alarm, AlarmState
 from ood.errors import OodError
+from ood.frames import frame_facts
 
 AlarmObserver = Callable[[Alarm, int], None]
 FeedbackObserver = Callable[[], None]
@@ -388,9 +389,10 @@ class Agent:
                         p_value=answer.p_value,
                         features=features.astype(np.float16),
                         image=snapshot,
+                        frame=facts.to_bytes(),
                     )
-                    for answer, features, snapshot in zip(
-                        answers, inference.features, snapshots, strict=True
+                    for answer, features, snapshot, facts in zip(
+                        answers, inference.features, snapshots, frame_facts(images), strict=True
                     )
                 ],
                 {"generation": serving.number, "detector": after.to_dict()},

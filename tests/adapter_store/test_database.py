@@ -107,11 +107,11 @@ def test_a_url_that_is_none_is_refused() -> None:
 def test_a_migration_that_dies_in_the_middle_leaves_the_old_schema(url, tmp_path) -> None:
     broken = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, broken, ignore=shutil.ignore_patterns("__pycache__"))
-    (broken / "versions/0002_broken.py").write_text(
+    (broken / "versions/9999_broken.py").write_text(
         '"""Dies."""\n'
         "import sqlalchemy as sa\n"
         "from alembic import op\n"
-        'revision, down_revision = "0002", "0001"\n'
+        'revision, down_revision = "9999", "0002"\n'
         "def upgrade():\n"
         '    op.create_table("half", sa.Column("x", sa.Integer()))\n'
         '    raise RuntimeError("power cut")\n'
