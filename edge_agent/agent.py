@@ -44,6 +44,8 @@ ActivatedObserver = Callable[[int], None]
 
 _PRUNE_EVERY: Final = 256
 _LATENCIES_KEPT: Final = 2048
+# So many frames in a row that are no picture, and the operator hears of it.
+_REFUSED_IN_A_ROW: Final = 16
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Agent:
         conductor_status: Set by the conductor; what it returns is merged into :meth:`status`.
         conductor_cancel: Set by the conductor; cancels the running training and says whether
             there was one.
+        sensor_problem: Why the last frames, many in a row, could not be used; empty when they can.
         protect_since_seq: Set by the conductor; labelled samples after this position of the
             journal keep their images, however old.
     """
@@ -104,6 +107,9 @@ class Agent:
         self._swap_ms: float | None = None
         self._last_alarm: dict[str, Any] | None = None
         self._journal_problem = ""
+        self.sensor_problem = ""
+        self._refused_at: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+        self._refused_in_a_row = 0
         self._since_prune = 0
         self._alarm_state: AlarmState | None = None
         current = state.generations.current()
@@ -177,12 +183,34 @@ class Agent:
             inference = serving.infer(images)
             answers = [answer.named(new_id()) for answer in inference.answers]
             if not probe:
+                self._refused_in_a_row, self.sensor_problem = 0, ""
                 alarmed = self._remember(serving, inference, answers, images)
             self._count(answers, (time.perf_counter() - started) * 1000.0, probe=probe)
         if alarmed is not None:
             for observer in self._alarm_observers:
                 observer(*alarmed)
         return answers
+
+    def refused(self, reason: str) -> None:
+        """Note a frame that was no picture: NaN, out of range, damaged.
+
+        Many in a row are the sensor's fault; the operator hears of it in status and report until
+        one is answered again.
+        """
+        self._counters["refused"] += 1
+        self._refused_at.append(self._clock())
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row >= _REFUSED_IN_A_ROW:
+            if not self.sensor_problem:
+                log.error("sensor fault: %d frames in a row refused", self._refused_in_a_row)
+            self.sensor_problem = (
+                f"sensor fault: {self._refused_in_a_row} frames in a row were no picture; the "
+                f"last: {reason}"
+            )
+
+    def refused_since(self, at: float) -> int:
+        """How many frames were refused since a moment, in seconds since the epoch."""
+        return sum(moment >= at for moment in list(self._refused_at))
 
     def feedback(self, sample_id: str, label: str) -> None:
         """Store the true label of a sample answered earlier; the same label twice is fine.
@@ -305,6 +333,7 @@ class Agent:
                     "requests",
                     "samples",
                     "probes",
+                    "refused",
                     "feedback",
                     "alarms",
                     "activations",
@@ -316,6 +345,7 @@ class Agent:
             "swap_ms": self._swap_ms,
             "last_alarm": self._last_alarm,
             "journal_problem": self._journal_problem,
+            "sensor_problem": self.sensor_problem,
         }
         if self.conductor_status is not None:
             status.update(self.conductor_status())

@@ -25,6 +25,7 @@ from edge_agent.agent import Agent
 from edge_agent.alignment import MIN_SAMPLES
 from edge_agent.config import Config
 from edge_agent.desired import DesiredState
+from edge_agent.diagnosis import healthy_in_a_row
 from edge_agent.episode import Episode, Policy, Stage, open_episode, resume, step
 from edge_agent.episode_actions import RETRY_S, EpisodeActions, job_name
 from edge_agent.learner import Learner, Outcome
@@ -91,6 +92,7 @@ class Conductor:
             min_similarity=config.search.min_similarity,
             more_labels=max(16, config.learner.min_labels // 2),
             align_samples=MIN_SAMPLES if config.learner.align else None,
+            diagnose=True,
         )
         self._labels_due = self._samples_due = False
         self._progress: Mapping[str, Any] = {}
@@ -248,7 +250,8 @@ class Conductor:
                 return
             self._trainings += after.trainings - episode.trainings
             if after.stage is not episode.stage:
-                log.info("episode %d: %s (%s)", number, after.stage, after.note)
+                level = logging.ERROR if after.stage is Stage.SENSOR_FAULT else logging.INFO
+                log.log(level, "episode %d: %s (%s)", number, after.stage, after.note)
         for action in actions:
             self._actions.act(after, action)
         self._watch_samples()
@@ -303,6 +306,11 @@ class Conductor:
         if episode is None or not episode.awaits_samples:
             return
         try:
+            if episode.stage is Stage.SENSOR_FAULT:
+                most = self._policy.healthy_frames
+                healthy = healthy_in_a_row(self._agent.state.journal, episode.onset_seq, most)
+                self._apply(episode.number, ev.FramesSeen(healthy))
+                return
             p_values = self._agent.state.journal.p_values(since_seq=episode.onset_seq - 1)
             later = p_values[episode.alarm_seq - episode.onset_seq + 1 :]
             foreign = sum(p_value <= _FOREIGN_P for p_value in later)
@@ -455,6 +463,18 @@ def _describe(episode: Episode) -> Mapping[str, Any]:
         "labels": episode.labels,
         "labels_needed": episode.needed,
         "aligned": episode.aligned,
+        "kind": episode.kind,
+        "confidence": episode.confidence,
+        "evidence": list(episode.evidence),
+        "groups": [
+            {
+                "size": group.size,
+                "sample_ids": list(group.sample_ids),
+                "nearest": group.nearest,
+                "distance": group.distance,
+            }
+            for group in episode.groups
+        ],
         "trainings": episode.trainings,
         "pinned": episode.pinned,
         "outcome": episode.outcome,

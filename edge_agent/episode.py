@@ -9,9 +9,14 @@ The stages::
 
     suspected -> confirmed -> seeking -> trial ----------------------> installed -> closed
         |                        |         |                              ^
-      closed ("passed")          +---------+--> waiting_for_labels        |
-                                           |      |  ^ (and searches on)  |
-                                           +--> training --> validating --+
+      closed      | closed       +---------+--> waiting_for_labels        |
+    ("passed")    | ("prior                |      |  ^ (and searches on)  |
+                  |  change")              +--> training --> validating --+
+             sensor_fault -> closed ("healthy again")
+
+A confirmed episode is diagnosed (`ood.kinds`) before anything is done about it. A broken sensor is
+told of and waited for: nothing is searched, aligned, trained or installed. Other proportions of
+known classes close it. Aligning is tried unless the classes are new.
 
 A bundle is installed only after its checks (a trial when it came from the catalogue, a
 validation when it was trained here). While it waits for labels, the features of the new domain may
@@ -39,9 +44,13 @@ from edge_agent.episode_events import (
     CandidateFailed,
     CandidatePulled,
     CandidateRef,
+    Diagnose,
+    Diagnosed,
     Event,
+    FramesSeen,
     GenerationActivated,
     GenerationBuilt,
+    GroupFound,
     InstallFailed,
     LabelsAvailable,
     OperatorChose,
@@ -73,6 +82,7 @@ class Stage(enum.StrEnum):
 
     SUSPECTED = "suspected"
     CONFIRMED = "confirmed"
+    SENSOR_FAULT = "sensor_fault"
     SEEKING = "seeking"
     TRIAL = "trial"
     WAITING_FOR_LABELS = "waiting_for_labels"
@@ -97,6 +107,8 @@ class Policy:
         trial_samples: Samples since the onset that a search and a trial need.
         more_labels: Further labelled samples asked for when a training did not succeed.
         align_samples: Samples since the onset before aligning is tried; None when it never is.
+        diagnose: Say what kind of shift it is before anything is done about it.
+        healthy_frames: Healthy frames in a row after which a sensor counts as working again.
     """
 
     min_labels: int = 64
@@ -109,6 +121,8 @@ class Policy:
     trial_samples: int = 32
     more_labels: int = 32
     align_samples: int | None = None
+    diagnose: bool = False
+    healthy_frames: int = 64
 
 
 @dataclass(frozen=True)
@@ -143,6 +157,11 @@ class Episode:
         align_at: Samples since the onset with which aligning is tried next; None for no more.
         aligned: Number of the generation that aligns while labels are waited for; None without.
         refused: Digests that failed here; none is tried twice in one episode.
+        diagnosing: It was asked what kind of shift this is.
+        kind: What kind of shift it is, as `ood.kinds` calls it; empty before it is known.
+        confidence: How sure that is, 0.5..1; 0 before.
+        evidence: What speaks for it, for a person.
+        groups: Groups of samples that a person is asked to name.
         note: What happens now or what is missing, for a person.
         outcome: How it ended; empty while open.
         history: The stages passed through.
@@ -166,6 +185,11 @@ class Episode:
     align_at: int | None = None
     aligned: int | None = None
     refused: tuple[str, ...] = ()
+    diagnosing: bool = False
+    kind: str = ""
+    confidence: float = 0.0
+    evidence: tuple[str, ...] = ()
+    groups: tuple[GroupFound, ...] = ()
     note: str = ""
     outcome: str = ""
     history: tuple[Moment, ...] = ()
@@ -180,7 +204,7 @@ class Episode:
         """Whether what it does next depends on more samples."""
         if self.stage is Stage.WAITING_FOR_LABELS:
             return self.align_at is not None and not self.pinned
-        return self.stage in (Stage.SUSPECTED, Stage.CONFIRMED)
+        return self.stage in (Stage.SUSPECTED, Stage.CONFIRMED, Stage.SENSOR_FAULT)
 
     def to_dict(self) -> dict[str, Any]:
         """The episode as JSON-able values."""
@@ -271,6 +295,8 @@ def resume(episode: Episode, policy: Policy) -> tuple[Action, ...]:
 
 def _stage_actions(episode: Episode, policy: Policy, *, fresh: bool) -> tuple[Action, ...]:
     match episode.stage:
+        case Stage.CONFIRMED if episode.diagnosing:
+            return (Diagnose(),)
         case Stage.SEEKING:
             return (Search(),)
         case Stage.WAITING_FOR_LABELS if not fresh:
@@ -303,6 +329,12 @@ class _Machine:
         match event:
             case SamplesSeen():
                 return self._samples(ep, event)
+            case Diagnosed() if ep.stage is Stage.CONFIRMED and ep.diagnosing:
+                return self._diagnosed(ep, event)
+            case FramesSeen(healthy) if ep.stage is Stage.SENSOR_FAULT:
+                if healthy < self.policy.healthy_frames:
+                    return ep, ()
+                return self._close(ep, f"the sensor works again: {healthy} healthy frames in a row")
             case LabelsAvailable(count):
                 return self._labels(ep, count)
             case SearchDue() if ep.stage is Stage.WAITING_FOR_LABELS and self.policy.online:
@@ -354,12 +386,38 @@ class _Machine:
             elif seen.since_alarm >= policy.confirm_limit:
                 return self._close(ep, "passed: the samples after the alarm look familiar again")
         if ep.stage is Stage.CONFIRMED and seen.since_onset >= policy.trial_samples:
-            if policy.online:
-                return self._enter(ep, Stage.SEEKING, "asking the catalogue for a fitting bundle")
-            return self._without_catalogue(ep, "no broker is configured")
+            if policy.diagnose and ep.diagnosing:
+                return ep, ()
+            if policy.diagnose:
+                return replace(ep, diagnosing=True), (Diagnose(),)
+            return self._seek(ep)
         if ep.stage is Stage.WAITING_FOR_LABELS and ep.awaits_samples:
             return self._align(ep, seen.since_onset)
         return ep, ()
+
+    def _seek(self, ep: Episode) -> Step:
+        if self.policy.online:
+            return self._enter(ep, Stage.SEEKING, "asking the catalogue for a fitting bundle")
+        return self._without_catalogue(ep, "no broker is configured")
+
+    def _diagnosed(self, ep: Episode, found: Diagnosed) -> Step:
+        ep = replace(
+            ep,
+            diagnosing=False,
+            kind=found.kind,
+            confidence=found.confidence,
+            evidence=found.evidence,
+            groups=found.groups,
+        )
+        said = f"{found.kind}: {'; '.join(found.evidence)}"
+        match found.kind:
+            case "sensor fault":
+                return self._enter(ep, Stage.SENSOR_FAULT, said, candidates=())
+            case "prior change":
+                return self._close(ep, f"{said}; nothing is to be learned")
+            case "new classes":
+                ep = replace(ep, align_at=None)
+        return self._seek(replace(ep, history=self._history(ep, said)))
 
     def _align(self, ep: Episode, samples: int) -> Step:
         if samples < (ep.align_at or 0):
@@ -485,7 +543,8 @@ class _Machine:
 
 def _waiting_note(ep: Episode) -> str:
     aligned = "" if ep.aligned is None else "aligned, "
+    shown = ", ".join(group.sample_ids[0] for group in ep.groups[:3] if group.sample_ids)
     if not ep.can_train:
         return f"{aligned}waiting for a catalogue bundle (this device does not train)"
     said = f"waiting for labels: {ep.labels} of {ep.needed} labelled samples since the shift"
-    return aligned + said
+    return f"{aligned}{said}" + (f"; new classes, look at samples {shown}" if shown else "")

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from adapter_store.errors import DiskFullError
+from edge_agent import diagnosis
 from edge_agent import episode_events as ev
 from edge_agent import episode_work as work
 from edge_agent.agent import Agent
@@ -83,6 +84,8 @@ class EpisodeActions:
         """Begin an action; what comes of it is applied as an event, now or later."""
         number = episode.number
         match action:
+            case ev.Diagnose():
+                self._diagnose(episode)
             case ev.Search():
                 self._search(episode)
             case ev.Pull(candidate):
@@ -103,6 +106,18 @@ class EpisodeActions:
                 if self._sync is not None:
                     self._sync.cancel()
                 self._learner.discard()
+
+    def _diagnose(self, episode: Episode) -> None:
+        def failed(reason: str) -> None:
+            why = (f"what kind of shift this is could not be told: {reason}",)
+            self._apply(episode.number, ev.Diagnosed("unclear", 0.5, why))
+
+        self._work(
+            episode,
+            lambda: diagnosis.diagnosed(self._agent, episode),
+            lambda found: self._apply(episode.number, found),
+            failed,
+        )
 
     def _search(self, episode: Episode) -> None:
         number = episode.number

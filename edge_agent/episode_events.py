@@ -30,6 +30,40 @@ class SamplesSeen:
 
 
 @dataclass(frozen=True)
+class GroupFound:
+    """Samples that fit no class and lie together; a person may name them.
+
+    Attributes:
+        size: How many they are.
+        sample_ids: Those nearest to their centre, to be shown.
+        nearest: The known class they lie nearest to.
+        distance: How far from it, in spreads of a class.
+    """
+
+    size: int
+    sample_ids: tuple[str, ...]
+    nearest: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """What kind of shift it is: one of `ood.kinds.Kind`, with what speaks for it."""
+
+    kind: str
+    confidence: float
+    evidence: tuple[str, ...]
+    groups: tuple[GroupFound, ...] = ()
+
+
+@dataclass(frozen=True)
+class FramesSeen:
+    """So many frames in a row, up to the newest, were healthy."""
+
+    healthy: int
+
+
+@dataclass(frozen=True)
 class LabelsAvailable:
     """So many samples since the onset are labelled now."""
 
@@ -160,6 +194,8 @@ class OperatorChose:
 
 Event = (
     SamplesSeen
+    | Diagnosed
+    | FramesSeen
     | LabelsAvailable
     | SearchDue
     | SearchAnswered
@@ -178,6 +214,11 @@ Event = (
     | PinChanged
     | OperatorChose
 )
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Say what kind of shift the samples since the onset show."""
 
 
 @dataclass(frozen=True)
@@ -244,4 +285,4 @@ class Cancel:
     """Stop the pull and the training, if any."""
 
 
-Action = Search | Pull | Try | Train | Validate | Build | Align | Activate | Cancel
+Action = Diagnose | Search | Pull | Try | Train | Validate | Build | Align | Activate | Cancel

@@ -21,6 +21,7 @@ from adapter_store.trust import verify_bundle, verify_statement
 from edge_agent.agent import Agent
 from edge_agent.alignment import try_alignment
 from edge_agent.config import Config
+from edge_agent.diagnosis import healthy
 from edge_agent.episode import Episode
 from edge_agent.episode_events import CandidateRef
 from edge_agent.errors import TrainingDataError
@@ -105,11 +106,16 @@ def prepare_training(
     """
     if not config.buffer.keep_images:
         raise TrainingDataError("no images are kept (buffer.keep_images is false)")
-    rows = [
-        row
-        for row in agent.state.journal.labelled(since_seq=episode.onset_seq - 1)
-        if row.image is not None
-    ][-MAX_TRAINED:]
+    journal = agent.state.journal
+    labelled = journal.labelled(since_seq=episode.onset_seq - 1)
+    rows = [row for row in healthy(journal, labelled, episode.onset_seq) if row.image is not None][
+        -MAX_TRAINED:
+    ]
+    if labelled and not rows:
+        raise TrainingDataError(
+            f"none of {len(labelled)} labelled samples has a healthy frame with its image kept; "
+            "check the sensor"
+        )
     ids, labels = [row.id for row in rows], [str(row.true_label) for row in rows]
     settings = config.learner
     serving = _serving(agent)

@@ -144,7 +144,12 @@ def _guarded(agent: Agent, handler: Handler) -> Handler:
 
 
 def _predict(agent: Agent, body: bytes, content_type: str, probe: bool) -> Response:
-    images = _images(body, content_type)
+    try:
+        images = _images(body, content_type)
+    except PreprocessError as error:
+        if not probe:
+            agent.refused(str(error))
+        raise
     answers = agent.predict(images, probe=probe)
     return _json({"samples": answers})
 

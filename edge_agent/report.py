@@ -59,7 +59,7 @@ def build_report(
             detail=describe_episode(episode)[:_TEXT],
         ),
         counters={name: float(count) for name, count in agent.status()["counters"].items()},
-        problem=(desired.problem or problem)[:_TEXT],
+        problem=(desired.problem or problem or agent.sensor_problem)[:_TEXT],
         training=training_progress(training),
     )
 
@@ -84,6 +84,8 @@ def training_progress(progress: Mapping[str, Any]) -> TrainingProgress | None:
 def describe_episode(episode: Episode) -> str:
     """What happens now or what is missing, for a person."""
     said = episode.outcome or episode.note
+    if episode.kind and not said.startswith(episode.kind):
+        said = f"{episode.kind}: {said}"
     if episode.pinned and episode.open:
         return f"pinned by the operator, goes on when unpinned; {said}"
     return said

@@ -77,10 +77,10 @@ class FrameFacts:
         """
         if len(data) != _PACKED.size:
             raise OodError(f"frame facts are {_PACKED.size} bytes; found {len(data)}")
-        *numbers, digest = _PACKED.unpack(data)
-        if not np.isfinite(numbers).all():
+        values = _PACKED.unpack(data)
+        if not np.isfinite(values[:-1]).all():
             raise OodError("frame facts hold NaN or infinity; the journal is damaged")
-        return cls(*numbers, digest)
+        return cls(*values)
 
 
 @dataclass(frozen=True)
