@@ -158,17 +158,23 @@ class GenerationStore:
         state_dir: The device's state directory.
         blobs: Where its bundles are.
         keep: How many generations stay besides the active one.
+        recover: False where it is only read; then nothing on disk is changed by opening it.
 
     Attributes:
         recovered: What was wrong when it was opened and what runs instead; None when all was well.
     """
 
-    def __init__(self, state_dir: Path, blobs: BlobStore, *, keep: int = 5) -> None:
+    def __init__(
+        self, state_dir: Path, blobs: BlobStore, *, keep: int = 5, recover: bool = True
+    ) -> None:
         self._root = state_dir / "generations"
         self._pointer = state_dir / "current"
         self._blobs = blobs
         self._keep = keep
         self._lock = threading.RLock()
+        self.recovered: str | None = None
+        if not recover:
+            return
         self._root.mkdir(parents=True, exist_ok=True)
         for leftover in self._root.glob(".new-*"):
             shutil.rmtree(leftover, ignore_errors=True)

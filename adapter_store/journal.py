@@ -68,6 +68,17 @@ class SampleRecord:
     frame: bytes | None = None
 
 
+@dataclass(frozen=True)
+class ScoredSample:
+    """What is left of a sample when its features are gone: place, name, answer, score, p-value."""
+
+    seq: int
+    id: str
+    label: str
+    score: float
+    p_value: float
+
+
 class Journal:
     """The samples of one device.
 
@@ -194,6 +205,23 @@ class Journal:
         with reading(self._engine) as session:
             query = select(SampleRow.p_value).where(SampleRow.seq > since_seq)
             return list(session.scalars(query.order_by(SampleRow.seq)))
+
+    def scores(self, generation: int, *, until_seq: int, newest: int) -> list[ScoredSample]:
+        """What a generation said of its samples up to a position, oldest first.
+
+        Args:
+            generation: Its number.
+            until_seq: The last position.
+            newest: At most so many, the newest.
+        """
+        query = (
+            select(SampleRow.seq, SampleRow.id, SampleRow.label, SampleRow.score, SampleRow.p_value)
+            .where(SampleRow.generation == generation, SampleRow.seq <= until_seq)
+            .order_by(SampleRow.seq.desc())
+            .limit(newest)
+        )
+        with reading(self._engine) as session:
+            return [ScoredSample(*row) for row in session.execute(query)][::-1]
 
     def frames(self, *, since_seq: int = 0, newest: int | None = None) -> list[bytes]:
         """The facts of the frames after a position, oldest first; those without any left out.

@@ -18,12 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 
 from adapter_store.blobs import BlobStore
 from adapter_store.database import open_database
 from adapter_store.episodes_store import EpisodeStore, Settings
-from adapter_store.errors import DiskFullError, StateLockedError, WireError
+from adapter_store.errors import DiskFullError, StateLockedError, StoreError, WireError
 from adapter_store.generations import GenerationStore
 from adapter_store.journal import Journal
 from adapter_store.outbox import Inbox, Outbox
@@ -130,6 +130,35 @@ class StateDir:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class StateReader:
+    """A state directory that is only looked at, also while an agent runs on it.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        StoreError: There is no device's state there, or another version wrote it.
+
+    Attributes:
+        journal: Samples and labels.
+        episodes: Episodes.
+        generations: Generations; nothing is recovered.
+    """
+
+    def __init__(self, path: Path) -> None:
+        database = path / "driftkeel.db"
+        if not database.is_file():
+            raise StoreError(f"{path} is no agent's state directory: it has no driftkeel.db")
+        self._engine = create_engine(f"sqlite:///file:{database}?mode=ro&uri=true")
+        self.journal = Journal(self._engine, self._engine)
+        self.episodes = EpisodeStore(self._engine)
+        self.generations = GenerationStore(path, BlobStore(path / "blobs"), recover=False)
+
+    def close(self) -> None:
+        """Let the files go."""
+        self._engine.dispose()
 
 
 def _offered(message: bytes) -> Collection[str]:

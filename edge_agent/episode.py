@@ -282,7 +282,8 @@ def step(episode: Episode, event: Event, *, now: float, policy: Policy) -> Step:
         return episode, ()
     after, actions = _Machine(now, policy).take(episode, event)
     if after.pinned:
-        actions = tuple(action for action in actions if isinstance(action, Cancel))
+        # Telling what happened changes nothing that runs.
+        actions = tuple(action for action in actions if isinstance(action, Cancel | Diagnose))
     return after, actions
 
 

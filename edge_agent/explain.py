@@ -1,0 +1,208 @@
+"""Why an alarm fired, in words and numbers, read back from a device's state.
+
+Called by `driftkeel ood explain` and by whoever holds a state directory, opened or only read. The
+sequential test is run once more over the journalled scores, so what is shown is what it saw. Writes
+nothing; pictures are drawn by `edge_agent.ood_cli`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from adapter_store.bundle import unpack
+from adapter_store.episodes_store import EpisodeStore
+from adapter_store.generations import GenerationStore
+from adapter_store.journal import Journal, ScoredSample
+from edge_agent.episode import Episode
+from edge_agent.errors import AgentError
+from edge_agent.report import describe_episode
+from ood.detector import Detector
+
+BINS: Final = 12
+EXAMPLES: Final = 5
+_REPLAYED: Final = 5000
+_AFTER: Final = 256
+_WIDTH: Final = 30
+
+
+class State(Protocol):
+    """What is read: a `StateDir` or a `StateReader`."""
+
+    journal: Journal
+    episodes: EpisodeStore
+    generations: GenerationStore
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an episode began.
+
+    Attributes:
+        episode: The episode's number.
+        words: Sentences, the most important first.
+        bins: Edges of the score histogram, one more than it has bins.
+        known: The share of calibration scores in each bin.
+        shifted: The share of scores since the onset in each bin.
+        seqs: Journal numbers of the samples the test was run over.
+        evidence: The evidence after each.
+        alarm_at: The evidence that raises an alarm.
+        onset_seq: The first sample believed to be shifted.
+        alarm_seq: The sample that raised the alarm.
+        nearest: Known classes that samples since the onset are answered as, with their shares.
+        examples: Names of the samples since the onset that look most foreign.
+        groups: Groups of samples that a person is asked to name, as the diagnosis found them.
+    """
+
+    episode: int
+    words: tuple[str, ...]
+    bins: tuple[float, ...]
+    known: tuple[float, ...]
+    shifted: tuple[float, ...]
+    seqs: tuple[int, ...]
+    evidence: tuple[float, ...]
+    alarm_at: float
+    onset_seq: int
+    alarm_seq: int
+    nearest: tuple[tuple[str, float], ...]
+    examples: tuple[str, ...]
+    groups: tuple[dict[str, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The explanation as JSON-able values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Words and a histogram that any terminal shows."""
+        lines = [*self.words, "", f"{'score':>12}  {'known':<{_WIDTH}}  since the onset"]
+        peak = max(*self.known, *self.shifted, 1e-9)
+        for low, before, now in zip(self.bins[:-1], self.known, self.shifted, strict=True):
+            bars = ("#" * round(_WIDTH * share / peak) for share in (before, now))
+            known, shifted = bars
+            lines.append(f"{low:12.4g}  {known:<{_WIDTH}}  {shifted}")
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def explain(state: State, number: int, *, false_alarm_every: float | None = None) -> Explanation:
+    """Say why an episode began.
+
+    Args:
+        state: The device's state; it is only read.
+        number: The episode's number, from 1.
+        false_alarm_every: The operator's budget of false alarms; the one the generation was built
+            under when absent.
+
+    Raises:
+        AgentError: There is no such episode, or its samples are gone from the journal.
+        StoreError: Its generation is gone or damaged.
+    """
+    saved = {values["number"]: values for values in state.episodes.list()}
+    if number not in saved:
+        have = ", ".join(map(str, saved)) or "none"
+        raise AgentError(f"this device has no episode {number}; it has {have}")
+    episode = Episode.from_dict(saved[number])
+    generation = state.generations.get(episode.generation)
+    built_under = generation.manifest.alarm.get("false_alarm_every", 10_000)
+    detector = Detector.fit(
+        [unpack(generation.bundle_bytes(digest)).base for digest in generation.manifest.bundles],
+        generation.calibration_features().astype(np.float32),
+        false_alarm_every=float(false_alarm_every or built_under),
+    )
+    rows = state.journal.scores(
+        episode.generation, until_seq=episode.alarm_seq + _AFTER, newest=_REPLAYED
+    )
+    since = [row for row in rows if row.seq >= episode.onset_seq]
+    if not since:
+        raise AgentError(
+            f"the journal no longer holds samples of episode {number}; it can be explained while "
+            "they are there (buffer.max_samples)"
+        )
+    seqs, evidence = _replayed(detector, [row for row in rows if row.seq <= episode.alarm_seq])
+    bins, known, shifted = _histogram(detector.calibration.scores, [row.score for row in since])
+    counts = Counter(row.label for row in since)
+    nearest = tuple((label, count / len(since)) for label, count in counts.most_common(EXAMPLES))
+    ordered = sorted(since, key=lambda row: -row.score)
+    return Explanation(
+        episode=number,
+        words=tuple(_words(episode, detector, since, nearest, evidence)),
+        bins=bins,
+        known=known,
+        shifted=shifted,
+        seqs=seqs,
+        evidence=evidence,
+        alarm_at=detector.test.alarm_at,
+        onset_seq=episode.onset_seq,
+        alarm_seq=episode.alarm_seq,
+        nearest=nearest,
+        examples=tuple(row.id for row in ordered[:EXAMPLES]),
+        groups=tuple(asdict(group) for group in episode.groups),
+    )
+
+
+def _replayed(
+    detector: Detector, rows: Sequence[ScoredSample]
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The test's evidence after each sample; at an alarm what it reached, though it starts anew."""
+    state, levels = detector.initial_state(), []
+    for row in rows:
+        state, alarm = detector.update(state, [row.score])
+        levels.append(detector.test.evidence(state) if alarm is None else alarm.evidence)
+    return tuple(row.seq for row in rows), tuple(levels)
+
+
+def _histogram(
+    known: np.ndarray, shifted: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Both on one scale; what lies far beyond all known scores is in the last bin."""
+    top = max(float(known.max()), min(max(shifted), 3.0 * float(known.max())))
+    low = min(float(known.min()), *shifted)
+    edges = np.linspace(low, top if top > low else low + 1.0, BINS + 1)
+    shares = [
+        np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0] / len(scores)
+        for scores in (known, np.asarray(shifted))
+    ]
+    return (
+        tuple(edges.tolist()),
+        tuple(shares[0].tolist()),
+        tuple(shares[1].tolist()),
+    )
+
+
+def _words(
+    episode: Episode,
+    detector: Detector,
+    since: Sequence[ScoredSample],
+    nearest: Sequence[tuple[str, float]],
+    evidence: Sequence[float],
+) -> list[str]:
+    known = detector.calibration.scores
+    scores = np.array([row.score for row in since])
+    beyond = int((scores > known[-1]).sum())
+    tenth = float(np.mean([row.p_value <= 0.1 for row in since]))
+    peak = max(evidence, default=0.0)
+    words = [
+        f"Episode {episode.number}, {episode.stage}: {describe_episode(episode)}",
+        (
+            f"The alarm fired at sample {episode.alarm_seq}; the shift is believed to have begun "
+            f"at sample {episode.onset_seq}, {episode.alarm_seq - episode.onset_seq} samples before."
+        ),
+        (
+            f"Run again over the journal, the evidence reaches {peak:.3g}; an alarm needs "
+            f"{detector.test.alarm_at:.3g}."
+        ),
+        (
+            f"Of {len(since)} samples since then {tenth:.0%} score as 10% of known samples do, "
+            f"and {beyond} lie beyond all {len(known)} known ones; their median score is "
+            f"{np.median(scores):.4g}, that of known samples {np.median(known):.4g}."
+        ),
+        "They are answered as "
+        + ", ".join(f"{label} ({share:.0%})" for label, share in nearest)
+        + ".",
+    ]
+    if episode.kind:
+        words.append(f"It is called {episode.kind}: {'; '.join(episode.evidence)}.")
+    return words
