@@ -187,8 +187,8 @@ def _words(
     words = [
         f"Episode {episode.number}, {episode.stage}: {describe_episode(episode)}",
         (
-            f"The alarm fired at sample {episode.alarm_seq}; the shift is believed to have begun "
-            f"at sample {episode.onset_seq}, {episode.alarm_seq - episode.onset_seq} samples before."
+            f"The alarm fired at sample {episode.alarm_seq}; the shift is believed to have "
+            f"begun {episode.alarm_seq - episode.onset_seq} samples before, at {episode.onset_seq}."
         ),
         (
             f"Run again over the journal, the evidence reaches {peak:.3g}; an alarm needs "
