@@ -62,7 +62,7 @@ from ood.validation import FloatArray, check_scores
 
 __all__ = ["Alarm", "AlarmState", "ShiftTest"]
 
-# Measured on 4 kinds of shift: four bets are no sooner than these three.
+# Simulated on 4 kinds of shift: four bets are about as soon as these three.
 BETS = (0.07, 0.25, 0.8)
 _MAX_BUDGET = 1e12
 _Number = TypeVar("_Number", float, FloatArray)
@@ -80,7 +80,8 @@ class ShiftTest:
         class_of: int [n], the component each calibration sample is nearest to. With it, a change
             of their proportions is no shift.
         block: how many samples one scene of the stream lasts; 1 where samples are independent.
-        prior_changes: watch the proportions of the classes too; needs ``class_of``.
+        prior_changes: a change of proportions is a shift. They are watched too, and all classes
+            share their levels, which is sooner; needs ``class_of``.
 
     Attributes:
         alarm_at: the evidence at which the alarm is raised.
@@ -115,7 +116,7 @@ class ShiftTest:
         self.false_alarm_every = float(false_alarm_every)
         self.block = block
         self.by_class = classes is not None
-        self.exceedance = Exceedance.fit(scores, classes)
+        self.exceedance = Exceedance.fit(scores, None if prior_changes else classes)
         self._proportions = Proportions.fit(classes) if prior_changes else None
         # The first counted sample is the first of all, so one block less is waited for.
         needed = self.false_alarm_every / block + (block > 1)

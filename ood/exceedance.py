@@ -19,11 +19,11 @@ from ood.validation import FloatArray
 IntArray = npt.NDArray[np.int64]
 
 # The part of a group's calibration scores above each level: the last is the largest score itself.
-TAILS = (0.25, 0.1, 0.04, 0.01, 0.0)
+TAILS = (0.75, 0.5, 0.25, 0.1, 0.03, 0.0)
 LEVELS = len(TAILS)
 # From this many calibration samples on a class has levels of its own. Measured for a partial shift
-# within two classes: 20 samples each notice it in 1.5 times as many samples as one common group of
-# 200 does, 10 each often not at all.
+# within two classes (30 %, simulated): 20 samples each notice it in twice as many samples as one
+# common group of 200 does, 10 each in one case of ten not at all.
 OWN_GROUP = 20
 # Weight, in samples, of the overall rate when the rate of one class of the pool is estimated.
 _CLASS_PRIOR = 10
@@ -37,10 +37,10 @@ class Exceedance:
 
     Attributes:
         group_of: the group of each class; a class beyond the end is in group 0, the pool.
-        levels: [g][5] scores, ascending within a group.
-        above: [g·5] the urn's scores above each level to begin with: rank + 1.
+        levels: [g][6] scores, ascending within a group.
+        above: [g·6] the urn's scores above each level to begin with: rank + 1.
         drawn: [g] all of the urn's scores to begin with: n + 1.
-        most: [g·5] the largest 1/q that a bet may count on; infinite but in the pool.
+        most: [g·6] the largest 1/q that a bet may count on; infinite but in the pool.
     """
 
     group_of: tuple[int, ...]
@@ -97,7 +97,7 @@ class Exceedance:
         so ties cannot break the budget.
 
         Returns:
-            float64 [n, 5]; the counts above, the counts drawn.
+            float64 [n, 6]; the counts above, the counts drawn.
         """
         levels = np.array(self.levels)
         odds = np.zeros((len(scores), LEVELS))
