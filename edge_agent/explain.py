@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol
 
+import msgspec
 import numpy as np
 
 from adapter_store.bundle import unpack
 from adapter_store.episodes_store import EpisodeStore
 from adapter_store.generations import GenerationStore
 from adapter_store.journal import Journal, ScoredSample
+from edge_agent.config import AlarmSection
 from edge_agent.episode import Episode
 from edge_agent.errors import AgentError
 from edge_agent.report import describe_episode
@@ -87,14 +89,16 @@ class Explanation:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def explain(state: State, number: int, *, false_alarm_every: float | None = None) -> Explanation:
+def explain(
+    state: State, number: int, *, parts: Sequence[int], alarm: AlarmSection | None = None
+) -> Explanation:
     """Say why an episode began.
 
     Args:
         state: The device's state; it is only read.
         number: The episode's number, from 1.
-        false_alarm_every: The operator's budget of false alarms; the one the generation was built
-            under when absent.
+        parts: The widths of the encoder's feature parts.
+        alarm: The operator's alarm; the one the generation was built under when absent.
 
     Raises:
         AgentError: There is no such episode, or its samples are gone from the journal.
@@ -106,11 +110,14 @@ def explain(state: State, number: int, *, false_alarm_every: float | None = None
         raise AgentError(f"this device has no episode {number}; it has {have}")
     episode = Episode.from_dict(saved[number])
     generation = state.generations.get(episode.generation)
-    built_under = generation.manifest.alarm.get("false_alarm_every", 10_000)
+    alarm = alarm or msgspec.convert(generation.manifest.alarm, AlarmSection)
     detector = Detector.fit(
         [unpack(generation.bundle_bytes(digest)).base for digest in generation.manifest.bundles],
         generation.calibration_features().astype(np.float32),
-        false_alarm_every=float(false_alarm_every or built_under),
+        false_alarm_every=alarm.false_alarm_every,
+        block=alarm.block,
+        prior_changes=alarm.prior_changes,
+        parts=parts,
     )
     rows = state.journal.scores(
         episode.generation, until_seq=episode.alarm_seq + _AFTER, newest=_REPLAYED
@@ -146,10 +153,14 @@ def explain(state: State, number: int, *, false_alarm_every: float | None = None
 def _replayed(
     detector: Detector, rows: Sequence[ScoredSample]
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The test's evidence after each sample; at an alarm what it reached, though it starts anew."""
+    """The test's evidence after each sample; at an alarm what it reached, though it starts anew.
+
+    The features are gone, so what a sample was answered as stands for the class it was nearest to.
+    """
     state, levels = detector.initial_state(), []
+    nearest = {label: k for k, (_, label) in enumerate(detector.mixture.head.components)}
     for row in rows:
-        state, alarm = detector.update(state, [row.score])
+        state, alarm = detector.update(state, [row.score], [nearest.get(row.label, 0)])
         levels.append(detector.test.evidence(state) if alarm is None else alarm.evidence)
     return tuple(row.seq for row in rows), tuple(levels)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from adapter_store.state import StateReader
+from edge_agent.agent import open_encoder
 from edge_agent.config import load_agent_config
 from edge_agent.explain import Explanation, explain
 
@@ -43,7 +44,8 @@ def explain_command(episode: int, config_path: Path, as_json: bool, plot: Path |
     config = load_agent_config(config_path)
     state = StateReader(Path(config.agent.state_dir))
     try:
-        found = explain(state, episode, false_alarm_every=config.alarm.false_alarm_every)
+        parts = open_encoder(config).manifest.feature_parts
+        found = explain(state, episode, parts=parts, alarm=config.alarm)
     finally:
         state.close()
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.text())

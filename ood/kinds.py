@@ -22,9 +22,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ood.groups import Cluster, clusters
 from ood.errors import OodError
 from ood.frames import FrameFacts, Limits
+from ood.groups import Cluster, clusters
 from ood.known import Known
 from ood.validation import FloatArray, check_features
 

@@ -47,15 +47,17 @@ def alarmed(agent, install, make_images):
 def config_file(alarmed, tmp_path: Path) -> Path:
     path = tmp_path / "agent.toml"
     state = json.dumps(alarmed.config.agent.state_dir)
+    encoder = json.dumps(str(alarmed.package.path))
     path.write_text(
-        f'[agent]\ndevice = "device-a"\nstate_dir = {state}\n[alarm]\nfalse_alarm_every = 10000\n',
+        f'[agent]\ndevice = "device-a"\nstate_dir = {state}\nencoder = {encoder}\n'
+        "[alarm]\nfalse_alarm_every = 10000\n",
         encoding="utf-8",
     )
     return path
 
 
 def test_the_replayed_evidence_reaches_the_alarm_at_the_alarms_sample(alarmed) -> None:
-    found = explain(alarmed.state, 1)
+    found = explain(alarmed.state, 1, parts=alarmed.package.manifest.feature_parts)
     assert found.seqs[-1] == found.alarm_seq
     assert found.evidence[-1] >= found.alarm_at
     assert max(found.evidence[:-1]) < found.alarm_at
@@ -67,7 +69,7 @@ def test_the_replayed_evidence_reaches_the_alarm_at_the_alarms_sample(alarmed) -
 
 def test_an_episode_that_is_not_there_is_named(alarmed) -> None:
     with pytest.raises(AgentError, match="no episode 7; it has 1"):
-        explain(alarmed.state, 7)
+        explain(alarmed.state, 7, parts=())
 
 
 def test_the_command_reads_the_state_that_a_running_agent_holds(config_file: Path) -> None:
