@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks import alarm_own, alarm_rivals
+from benchmarks import alarm_own, alarm_page, alarm_rivals
 from benchmarks.alarm_delays import NAMES, OURS, POOLED, Comparison, Size, pools
 from benchmarks.command import arguments, parsed, write
 from benchmarks.worlds import GROUPS, Worlds, encoder
@@ -159,6 +159,8 @@ def main(argv: list[str] | None = None) -> int:
     report = measure(worlds, options.groups, quick=options.quick, seed=options.seed)
     report["minutes"] = round((time.perf_counter() - started) / 60, 1)
     write(report, options.out)
+    if not options.quick:
+        alarm_page.write(report)
     print(report["bars"])
     return 0 if report["bars"]["budgets_held"] == report["bars"]["budgets_asked"] else 1
 

@@ -10,8 +10,6 @@ draws of vit-tiny's worlds cifar50 and fsdd; the report keeps what was chosen on
 
 from __future__ import annotations
 
-import os
-import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -187,8 +186,9 @@ class _World:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             found = [facts.to_bytes() for facts in frame_facts(images())]
-            path.write_bytes(pickle.dumps(found))
-        return [FrameFacts.from_bytes(data) for data in pickle.loads(path.read_bytes())]  # noqa: S301
+            path.write_bytes(msgspec.json.encode(found))
+        kept = msgspec.json.decode(path.read_bytes(), type=list[bytes])
+        return [FrameFacts.from_bytes(data) for data in kept]
 
 
 def _settings(draws: int) -> Iterator[tuple[int, float, int]]:
@@ -393,7 +393,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--cache",
         type=Path,
-        default=os.environ.get("DRIFTKEEL_CACHE", "/tmp/driftkeel-worlds"),  # noqa: S108
+        default=Path("bench-out") / "worlds",
     )
     parser.add_argument("--encoders", nargs="+", default=["vit-tiny", "default"])
     options = parsed(parser, argv)

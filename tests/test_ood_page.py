@@ -1,19 +1,24 @@
-"""The page on shift says what its benchmark of scores wrote."""
+"""The page on shift says what its benchmarks of scores and of the alarm wrote."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from benchmarks import ood_page
+from benchmarks import alarm_page, ood_page
 from benchmarks.pages import PAGE
 
-RESULTS = Path(ood_page.__file__).parent / "results" / "ood.json"
+RESULTS = Path(ood_page.__file__).parent / "results"
 
 
 def test_the_section_on_scores_is_made_from_the_results() -> None:
-    report = json.loads(RESULTS.read_text("utf-8"))
+    report = json.loads((RESULTS / "ood.json").read_text("utf-8"))
     assert ood_page.section(report) in PAGE.read_text("utf-8")
+
+
+def test_the_section_on_the_alarm_is_made_from_the_results() -> None:
+    report = json.loads((RESULTS / "alarm.json").read_text("utf-8"))
+    assert alarm_page.section(report).strip() in PAGE.read_text("utf-8")
 
 
 def test_the_worst_pair_and_the_group_means_come_from_the_values() -> None:
