@@ -59,11 +59,19 @@ class GenerationSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EpisodeSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A device's newest episode, as it reports it."""
+    """A device's newest episode, as it reports it.
+
+    Attributes:
+        number: Counts the device's episodes from 1.
+        state: The stage it is at.
+        detail: What happens now or what is missing, for a person.
+        kind: What kind of shift it is, as `ood.kinds` calls it; empty before it is known.
+    """
 
     number: Count
     state: Text
     detail: Text = ""
+    kind: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class TrainingProgress(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,7 +25,7 @@ Rows = list[dict[str, Any]]
 
 def devices_table(rows: Rows) -> Table:
     """All devices."""
-    table = _table("device", "state", "generation", "wanted", "episode", "last seen")
+    table = _table("device", "state", "generation", "wanted", "episode", "kind", "last seen")
     for row in rows:
         reported = row["reported"] or {}
         episode = reported.get("episode") or {}
@@ -36,6 +36,7 @@ def devices_table(rows: Rows) -> Table:
             reported.get("generation", _NOTHING),
             wanted(row),
             episode.get("state", _NOTHING),
+            episode.get("kind") or _NOTHING,
             _ago(row["last_seen"]),
         )
     return table
@@ -65,6 +66,7 @@ def device_table(row: dict[str, Any]) -> Table:
     if episode:
         detail = f"{episode['state']} {episode.get('detail', '')}"
         _pair(table, f"episode {episode['number']}", detail)
+        _pair(table, "kind of shift", episode.get("kind") or "not known yet")
     if reported.get("training"):
         _pair(table, "training", training(reported["training"]))
     for name, value in sorted(reported.get("counters", {}).items()):

@@ -57,6 +57,7 @@ def build_report(
             number=episode.number,
             state=str(episode.stage),
             detail=describe_episode(episode)[:_TEXT],
+            kind=episode.kind,
         ),
         counters={name: float(count) for name, count in agent.status()["counters"].items()},
         problem=(desired.problem or problem or agent.sensor_problem)[:_TEXT],

@@ -191,6 +191,39 @@ def test_unknown_fields_are_for_newer_versions_and_are_passed_over() -> None:
     assert isinstance(wire.decode_up(raw(**OFFER, colour="blue")), wire.Offer)
 
 
+REPORT = {
+    "type": "report",
+    "id": "0" * 32,
+    "device": "a",
+    "sequence": 1,
+    "desired_version": 0,
+    "generation": 1,
+    "generation_digest": "0" * 64,
+    "pinned": False,
+    "generations": [],
+    "episode": {"number": 3, "state": "seeking", "detail": "domain shift: asking"},
+}
+
+
+def test_an_episode_of_an_older_device_has_no_kind_and_is_read() -> None:
+    report = wire.decode_up(raw(**REPORT))
+    assert isinstance(report, wire.Report)
+    assert report.episode == wire.EpisodeSummary(
+        number=3, state="seeking", detail="domain shift: asking", kind=""
+    )
+
+
+def test_an_older_catalogue_reads_an_episode_with_a_kind() -> None:
+    class Older(msgspec.Struct):
+        number: int
+        state: str
+        detail: str = ""
+
+    said = wire.EpisodeSummary(number=3, state="seeking", detail="asking", kind="domain shift")
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(said), type=Older)
+    assert (read.number, read.state, read.detail) == (3, "seeking", "asking")
+
+
 @given(up_messages)
 def test_the_wrong_direction_is_refused(message: wire.UpMessage) -> None:
     if not isinstance(message, wire.DownMessage):
