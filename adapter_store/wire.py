@@ -14,6 +14,7 @@ from typing import Annotated, Final
 import msgspec
 
 from adapter_store.errors import WireError
+from adapter_store.explanation import Explanation
 
 PROTOCOL_VERSION: Final = 1
 MAX_CHUNK_BYTES: Final = 256 * 1024
@@ -150,6 +151,12 @@ class Offer(Message, frozen=True, kw_only=True, tag="offer"):
     size_bytes: Count
 
 
+class Explained(Message, frozen=True, kw_only=True, tag="explanation"):
+    """Device to catalogue: why the alarm of an episode fired."""
+
+    explanation: Explanation
+
+
 class Get(Message, frozen=True, kw_only=True, tag="get"):
     """Receiver to sender: send this range of that bundle."""
 
@@ -219,7 +226,7 @@ class OfferResult(Message, frozen=True, kw_only=True, tag="offer_result"):
     reason: Text = ""
 
 
-UpMessage = Register | Report | Search | Offer | Get | Chunk | Missing | Ack
+UpMessage = Register | Report | Search | Offer | Explained | Get | Chunk | Missing | Ack
 DownMessage = Desired | SearchResult | OfferResult | Get | Chunk | Missing | Ack
 AnyMessage = UpMessage | DownMessage
 

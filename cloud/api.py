@@ -80,6 +80,7 @@ def make_api(operators: Operators, store: Store, connection: Connection, token: 
             Route("/metrics", open_to_all.metrics),
             guarded("/v1/devices", looking.devices),
             guarded("/v1/devices/{name}", looking.device),
+            guarded("/v1/devices/{name}/explanations/{episode}", looking.explanation),
             guarded("/v1/adapters", looking.adapters),
             guarded("/v1/adapters/{id}", looking.adapter),
             guarded("/v1/log", looking.audit_log),
@@ -117,6 +118,11 @@ class _Looking:
     async def device(self, request: Request) -> Response:
         name = request.path_params["name"]
         return JSONResponse(await run_in_threadpool(self._operators.device, name))
+
+    async def explanation(self, request: Request) -> Response:
+        name, episode = request.path_params["name"], request.path_params["episode"]
+        number = _count(episode, "episode")
+        return JSONResponse(await run_in_threadpool(self._operators.explanation, name, number))
 
     async def adapters(self, request: Request) -> Response:
         status = request.query_params.get("status")
@@ -225,7 +231,10 @@ def _operator(request: Request) -> str:
 
 
 def _number(request: Request, name: str, default: int) -> int:
-    text = request.query_params.get(name, str(default))
+    return _count(request.query_params.get(name, str(default)), name)
+
+
+def _count(text: str, name: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise RequestError(f"{name!r} must be a number, not {text!r}")
     return min(int(text[:20]), 2**53)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import json
 import logging
 import sys
 from pathlib import Path
@@ -11,11 +9,9 @@ from typing import Final
 
 import click
 
-from adapter_store.errors import ConfigError
-from cloud.config import Config
+from cloud.config import DEFAULT_URL, Config
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
-_DEFAULT_URL: Final = "http://127.0.0.1:8790"
 
 
 @click.group(invoke_without_command=True)
@@ -47,7 +43,7 @@ def public_key(outer: Path | None, config_path: Path | None) -> None:
 
 @click.command()
 @click.option("--config", "config_path", type=_FILE, help="Take address and token from this file.")
-@click.option("--url", envvar="DRIFTKEEL_URL", help=f"The catalogue.  [default: {_DEFAULT_URL}]")
+@click.option("--url", envvar="DRIFTKEEL_URL", help=f"The catalogue.  [default: {DEFAULT_URL}]")
 @click.option(
     "--token-file",
     type=_FILE,
@@ -73,12 +69,11 @@ def shell(
     """
     from rich.console import Console  # noqa: PLC0415 - `--help` must not wait for it
 
+    from cloud.access import open_client  # noqa: PLC0415
     from cloud.shell import interact, run_command  # noqa: PLC0415
-    from cloud.shell_client import Client  # noqa: PLC0415
     from cloud.shell_commands import Session  # noqa: PLC0415
 
-    address, token = _access(config_path, url, token_file)
-    client = Client(address, token, operator or _login())
+    client = open_client(config_path, url, token_file, operator=operator)
     session = Session(client, Console(highlight=False), as_json=as_json)
     if not lines and sys.stdin.isatty():
         interact(session)
@@ -100,45 +95,3 @@ def _load(path: Path | None) -> Config:
 def _announce(line: str) -> None:
     click.echo(line)
     sys.stdout.flush()
-
-
-def _access(config_path: Path | None, url: str | None, token_file: Path | None) -> tuple[str, str]:
-    """Where the catalogue is, and the token it wants.
-
-    Raises:
-        ConfigError: There is no token.
-    """
-    token = ""
-    if config_path is not None:
-        config = Config.load(config_path)
-        url = url or _address(config)
-        if token_file is None:
-            token, token_file = config.http.token, config.token_file
-    if not token:
-        if token_file is None:
-            raise ConfigError("give --config FILE, or --url and --token-file")
-        try:
-            token = token_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"cannot read the operator token {token_file}: {error}; "
-                "the catalogue writes it when it starts"
-            ) from error
-    return url or _DEFAULT_URL, token
-
-
-def _address(config: Config) -> str | None:
-    """Where the catalogue of this configuration listens; None when that cannot be known."""
-    try:
-        where: str = json.loads(config.address_file.read_text(encoding="utf-8"))["url"]
-    except (OSError, ValueError, KeyError, TypeError):
-        port = config.http.port
-        return f"http://{config.http.host}:{port}" if port else None
-    return where
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "operator"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from adapter_store.config import load_config
 from ood.signature import DEFAULT_MIN_SIMILARITY
+
+DEFAULT_URL: Final = "http://127.0.0.1:8790"
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]

@@ -19,6 +19,7 @@ from adapter_store import wire
 from adapter_store.errors import StoreError, WireError
 from adapter_store.transfer import Sender
 from cloud.complaints import Complaints
+from cloud.explanations import keep
 from cloud.models import BundleRow
 from cloud.printable import printable
 from cloud.store import OK, Store
@@ -100,6 +101,8 @@ class Handlers:
                 return [(device, self._search(message))]
             case wire.Offer():
                 return self._uploads.offered(device, message, now)
+            case wire.Explained():
+                return self._explained(device, message)
             case wire.Get():
                 return [(device, self._get(message))]
             case wire.Chunk():
@@ -167,6 +170,12 @@ class Handlers:
             (device, wire.Ack(of=message.id)),
             *self._uploads.device_is_back(device, now),
         ]
+
+    def _explained(self, device: str, message: wire.Explained) -> Replies:
+        with self._store.writing() as session:
+            self._store.device_row(session, device)
+            keep(session, device, message.explanation, self._store.clock())
+        return [(device, wire.Ack(of=message.id))]
 
     def _search(self, message: wire.Search) -> wire.SearchResult:
         try:

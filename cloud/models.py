@@ -58,6 +58,17 @@ class UploadRow(CatalogueBase):
     offered_at: Mapped[float] = mapped_column(Float)
 
 
+class ExplanationRow(CatalogueBase):
+    """Why an episode of a device began, as JSON."""
+
+    __tablename__ = "explanations"
+
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    episode: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    received_at: Mapped[float] = mapped_column(Float)
+    body: Mapped[str] = mapped_column(Text)
+
+
 class AuditRow(CatalogueBase):
     """One thing somebody did, or tried to do."""
 

@@ -19,6 +19,7 @@ from adapter_store import wire
 from adapter_store.errors import StoreError
 from adapter_store.trust import Statement
 from cloud.errors import ConflictError, NotFoundError
+from cloud.explanations import find
 from cloud.models import BundleRow, DeviceRow
 from cloud.store import OK, REFUSED, Store
 from cloud.views import (
@@ -67,6 +68,15 @@ class Operators:
         """
         with self._store.reading() as session:
             return device_view(_known(session, name))
+
+    def explanation(self, name: str, episode: int) -> dict[str, Any]:
+        """Why an episode of a device began.
+
+        Raises:
+            NotFoundError: No such device ever came, or it did not explain that episode.
+        """
+        with self._store.reading() as session:
+            return find(session, _known(session, name).name, episode)
 
     def adapters(self, status: str | None = None) -> list[dict[str, Any]]:
         """The bundles, newest first.

@@ -6,7 +6,9 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
+import msgspec
 
+from adapter_store.explanation import Explanation
 from cloud.errors import RefusedError
 
 # Longer than the longest wait the catalogue grants.
@@ -47,6 +49,18 @@ class Client:
         """
         query = {name: value for name, value in params.items() if value is not None}
         return self._answer("GET", path, params=query)
+
+    def explanation(self, device: str, episode: int) -> Explanation:
+        """Why an episode of a device began.
+
+        Raises:
+            RefusedError: The catalogue has no such explanation, or does not answer.
+        """
+        found = self.get("devices", device, "explanations", str(episode))
+        try:
+            return msgspec.convert(found, Explanation)
+        except msgspec.ValidationError as error:
+            raise RefusedError(f"the explanation cannot be read: {error}") from error
 
     def post(self, *path: str, body: dict[str, Any]) -> Any:
         """Act.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import click
+import msgspec
 from rich.console import Console
 
 from cloud import shell_tables as tables
@@ -71,6 +72,16 @@ def devices(session: Session) -> None:
 def device(session: Session, name: str) -> None:
     """Show one device: generations, episode, counters."""
     session.show(session.client.get("devices", name), tables.device_table)
+
+
+@commands.command()
+@click.argument("name")
+@click.argument("episode", type=click.IntRange(min=1))
+@click.pass_obj
+def explain(session: Session, name: str, episode: int) -> None:
+    """Say why the alarm of a device's episode fired."""
+    found = session.client.explanation(name, episode)
+    click.echo(msgspec.json.encode(found).decode() if session.as_json else found.text())
 
 
 @commands.command()

@@ -210,6 +210,8 @@ class Conductor:
             for action in resume(self._episode, self._policy):
                 self._actions.act(self._episode, action)
             self._labelled()
+        if self._episode is not None:
+            self._actions.explain(self._episode)
         self._watch_samples()
         self._periodic_search()
         self._periodic_report()
@@ -254,6 +256,7 @@ class Conductor:
                 log.log(level, "episode %d: %s (%s)", number, after.stage, after.note)
         for action in actions:
             self._actions.act(after, action)
+        self._actions.explain(after)
         self._watch_samples()
         if not after.open:
             self._tidy()

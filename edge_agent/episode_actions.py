@@ -20,6 +20,7 @@ from edge_agent import episode_work as work
 from edge_agent.agent import Agent
 from edge_agent.config import Config
 from edge_agent.episode import Episode, Policy, Stage, resume
+from edge_agent.explain import explain
 from edge_agent.learner import Learner
 from edge_agent.sync import SyncClient
 from ood.errors import DriftkeelError
@@ -73,6 +74,7 @@ class EpisodeActions:
         self._trouble = trouble
         self._clock = clock
         self._closed = False
+        self._explaining = 0
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="conductor-work")
 
     def close(self) -> None:
@@ -106,6 +108,43 @@ class EpisodeActions:
                 if self._sync is not None:
                     self._sync.cancel()
                 self._learner.discard()
+
+    def explain(self, episode: Episode) -> None:
+        """Explain an episode to the catalogue, once: when its kind is known or it is over.
+
+        It is made from the journal, so one that was missed before a restart is made after it.
+        """
+        sync, number, agent = self._sync, episode.number, self._agent
+        if sync is None or number <= max(sync.last_explained, self._explaining):
+            return
+        if episode.open and not episode.kind:
+            return
+        self._explaining = number
+
+        def failed(reason: str) -> None:
+            log.warning("episode %d cannot be explained: %s", number, reason)
+            self._noting(lambda: sync.explained(number))
+
+        self._work(
+            episode,
+            lambda: explain(
+                agent.state,
+                number,
+                parts=agent.package.manifest.feature_parts,
+                alarm=self._config.alarm,
+            ),
+            lambda found: self._noting(lambda: sync.explain(found)),
+            failed,
+            wanted=lambda: True,
+        )
+
+    def _noting(self, note: Callable[[], None]) -> None:
+        """Write down what became of an explanation, however long the disk is full."""
+        try:
+            note()
+        except (DriftkeelError, OSError) as error:
+            self._trouble(str(error))
+            self._after(RETRY_S, lambda: self._noting(note))
 
     def _diagnose(self, episode: Episode) -> None:
         def failed(reason: str) -> None:
@@ -264,20 +303,25 @@ class EpisodeActions:
         task: Callable[[], Any],
         done: Callable[[Any], None],
         failed: Callable[[str], None],
+        wanted: Callable[[], bool] | None = None,
     ) -> None:
         """Run ``task`` on the worker; its end comes back to this thread.
 
-        A disk that is full or failing says nothing about the task: it is tried again.
+        A disk that is full or failing says nothing about the task: it is tried again while it is
+        wanted, by default while the episode stands where it stood.
         """
 
-        def retry() -> None:
+        def stands() -> bool:
             current = self._current()
-            if current is not None and (current.number, current.stage, current.candidate) == (
+            return current is not None and (current.number, current.stage, current.candidate) == (
                 episode.number,
                 episode.stage,
                 episode.candidate,
-            ):
-                self._work(episode, task, done, failed)
+            )
+
+        def retry() -> None:
+            if (wanted or stands)():
+                self._work(episode, task, done, failed, wanted)
 
         def failing(error: Exception) -> None:
             self._trouble(str(error))

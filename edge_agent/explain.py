@@ -1,25 +1,36 @@
 """Why an alarm fired, in words and numbers, read back from a device's state.
 
-Called by `driftkeel ood explain` and by whoever holds a state directory, opened or only read. The
-sequential test is run once more over the journalled scores, so what is shown is what it saw. Writes
-nothing; pictures are drawn by `edge_agent.ood_cli`.
+Called by `driftkeel ood explain EPISODE` on the device, by the conductor for the catalogue, and by
+whoever holds a state directory, opened or only read. The sequential test is run once more over the
+journalled scores, so what is shown is what it saw. Writes nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Protocol
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
 
 from adapter_store.bundle import unpack
 from adapter_store.episodes_store import EpisodeStore
+from adapter_store.explanation import (
+    MAX_GROUPS,
+    MAX_NAMES,
+    MAX_NUMBER,
+    MAX_POINTS,
+    MAX_SENTENCE,
+    Explanation,
+)
 from adapter_store.generations import GenerationStore
 from adapter_store.journal import Journal, ScoredSample
-from edge_agent.config import AlarmSection
+from adapter_store.state import StateReader
+from edge_agent.agent import open_encoder
+from edge_agent.config import AlarmSection, load_agent_config
 from edge_agent.episode import Episode
 from edge_agent.errors import AgentError
 from edge_agent.report import describe_episode
@@ -29,7 +40,6 @@ BINS: Final = 12
 EXAMPLES: Final = 5
 _REPLAYED: Final = 5000
 _AFTER: Final = 256
-_WIDTH: Final = 30
 
 
 class State(Protocol):
@@ -40,53 +50,23 @@ class State(Protocol):
     generations: GenerationStore
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Why an episode began.
+def from_config(config_path: Path, episode: int) -> Explanation:
+    """Say why an episode of the device that a configuration file describes began.
 
-    Attributes:
-        episode: The episode's number.
-        words: Sentences, the most important first.
-        bins: Edges of the score histogram, one more than it has bins.
-        known: The share of calibration scores in each bin.
-        shifted: The share of scores since the onset in each bin.
-        seqs: Journal numbers of the samples the test was run over.
-        evidence: The evidence after each.
-        alarm_at: The evidence that raises an alarm.
-        onset_seq: The first sample believed to be shifted.
-        alarm_seq: The sample that raised the alarm.
-        nearest: Known classes that samples since the onset are answered as, with their shares.
-        examples: Names of the samples since the onset that look most foreign.
-        groups: Groups of samples that a person is asked to name, as the diagnosis found them.
+    Args:
+        config_path: The agent's TOML file; its state directory is only read.
+        episode: The episode's number, from 1.
+
+    Raises:
+        DriftkeelError: As `explain`, or the configuration, the state or the encoder is unusable.
     """
-
-    episode: int
-    words: tuple[str, ...]
-    bins: tuple[float, ...]
-    known: tuple[float, ...]
-    shifted: tuple[float, ...]
-    seqs: tuple[int, ...]
-    evidence: tuple[float, ...]
-    alarm_at: float
-    onset_seq: int
-    alarm_seq: int
-    nearest: tuple[tuple[str, float], ...]
-    examples: tuple[str, ...]
-    groups: tuple[dict[str, Any], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The explanation as JSON-able values."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """Words and a histogram that any terminal shows."""
-        lines = [*self.words, "", f"{'score':>12}  {'known':<{_WIDTH}}  since the onset"]
-        peak = max(*self.known, *self.shifted, 1e-9)
-        for low, before, now in zip(self.bins[:-1], self.known, self.shifted, strict=True):
-            bars = ("#" * round(_WIDTH * share / peak) for share in (before, now))
-            known, shifted = bars
-            lines.append(f"{low:12.4g}  {known:<{_WIDTH}}  {shifted}")
-        return "\n".join(line.rstrip() for line in lines)
+    config = load_agent_config(config_path)
+    state = StateReader(Path(config.agent.state_dir))
+    try:
+        parts = open_encoder(config).manifest.feature_parts
+        return explain(state, episode, parts=parts, alarm=config.alarm)
+    finally:
+        state.close()
 
 
 def explain(
@@ -128,31 +108,40 @@ def explain(
             f"the journal no longer holds samples of episode {number}; it can be explained while "
             "they are there (buffer.max_samples)"
         )
-    seqs, evidence = _replayed(detector, [row for row in rows if row.seq <= episode.alarm_seq])
+    replayed = [row for row in rows if row.seq <= episode.alarm_seq]
+    evidence = _replayed(detector, replayed)
+    peak = max(evidence, default=0.0)
+    shown = _thinned(evidence)
+    seqs, evidence = [replayed[k].seq for k in shown], [evidence[k] for k in shown]
     bins, known, shifted = _histogram(detector.calibration.scores, [row.score for row in since])
     counts = Counter(row.label for row in since)
     nearest = tuple((label, count / len(since)) for label, count in counts.most_common(EXAMPLES))
     ordered = sorted(since, key=lambda row: -row.score)
-    return Explanation(
-        episode=number,
-        words=tuple(_words(episode, detector, since, nearest, evidence)),
-        bins=bins,
-        known=known,
-        shifted=shifted,
-        seqs=seqs,
-        evidence=evidence,
-        alarm_at=detector.test.alarm_at,
-        onset_seq=episode.onset_seq,
-        alarm_seq=episode.alarm_seq,
-        nearest=nearest,
-        examples=tuple(row.id for row in ordered[:EXAMPLES]),
-        groups=tuple(asdict(group) for group in episode.groups),
+    groups = [asdict(group) for group in episode.groups[:MAX_GROUPS]]
+    for group in groups:
+        group["sample_ids"] = group["sample_ids"][:MAX_NAMES]
+    return msgspec.convert(
+        {
+            "episode": number,
+            "kind": episode.kind,
+            "words": [_clipped(said) for said in _words(episode, detector, since, nearest, peak)],
+            "bins": bins,
+            "known": known,
+            "shifted": shifted,
+            "seqs": seqs,
+            "evidence": evidence,
+            "alarm_at": detector.test.alarm_at,
+            "onset_seq": episode.onset_seq,
+            "alarm_seq": episode.alarm_seq,
+            "nearest": nearest,
+            "examples": [row.id for row in ordered[:EXAMPLES]],
+            "groups": groups,
+        },
+        Explanation,
     )
 
 
-def _replayed(
-    detector: Detector, rows: Sequence[ScoredSample]
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _replayed(detector: Detector, rows: Sequence[ScoredSample]) -> list[float]:
     """The test's evidence after each sample; at an alarm what it reached, though it starts anew.
 
     The features are gone, so what a sample was answered as stands for the class it was nearest to.
@@ -161,8 +150,23 @@ def _replayed(
     nearest = {label: k for k, (_, label) in enumerate(detector.mixture.head.components)}
     for row in rows:
         state, alarm = detector.update(state, [row.score], [nearest.get(row.label, 0)])
-        levels.append(detector.test.evidence(state) if alarm is None else alarm.evidence)
-    return tuple(row.seq for row in rows), tuple(levels)
+        level = detector.test.evidence(state) if alarm is None else alarm.evidence
+        levels.append(min(level, MAX_NUMBER))
+    return levels
+
+
+def _thinned(levels: Sequence[float]) -> list[int]:
+    """The places of at most `MAX_POINTS` levels: the peak of each stretch, and the last."""
+    if not levels:
+        return []
+    places = np.arange(len(levels) - 1)
+    stretches = np.array_split(places, min(MAX_POINTS - 1, max(1, len(places))))
+    peaks = [int(max(stretch, key=lambda k: levels[k])) for stretch in stretches if len(stretch)]
+    return [*peaks, len(levels) - 1]
+
+
+def _clipped(sentence: str) -> str:
+    return sentence if len(sentence) <= MAX_SENTENCE else sentence[: MAX_SENTENCE - 1] + "…"
 
 
 def _histogram(
@@ -188,13 +192,12 @@ def _words(
     detector: Detector,
     since: Sequence[ScoredSample],
     nearest: Sequence[tuple[str, float]],
-    evidence: Sequence[float],
+    peak: float,
 ) -> list[str]:
     known = detector.calibration.scores
     scores = np.array([row.score for row in since])
     beyond = int((scores > known[-1]).sum())
     tenth = float(np.mean([row.p_value <= 0.1 for row in since]))
-    peak = max(evidence, default=0.0)
     words = [
         f"Episode {episode.number}, {episode.stage}: {describe_episode(episode)}",
         (

@@ -1,4 +1,4 @@
-"""The device's side of the wire: what is owed, searched, pulled, offered, and what is desired.
+"""The device's side of the wire: what is owed, searched, pulled, offered, explained and desired.
 
 Every method runs on the conductor's thread; the MQTT link's own thread only decodes and posts. A
 message may come twice, late or never: handlers are idempotent, and what must arrive sits in the
@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from adapter_store import wire
 from adapter_store.errors import StoreError, TrustError, WireError
+from adapter_store.explanation import Explanation
 from adapter_store.mqtt import Link
 from adapter_store.state import StateDir
 from adapter_store.transfer import Sender
@@ -30,6 +31,9 @@ _OUTBOX_EVERY_S: Final = 1.0
 _OUTBOX_BATCH: Final = 20
 _SEQUENCE: Final = "report_boot"
 _OFFERED: Final = "offered"
+_EXPLAINED: Final = "explained"
+# So many explanations wait for the catalogue at most; a newer one takes an older one's place.
+_EXPLANATIONS_OWED: Final = 16
 # A boot may send a million reports before its numbers meet the next one's.
 _REPORTS_PER_BOOT: Final = 2**20
 
@@ -91,6 +95,7 @@ class SyncClient:
         self._counters: Counter[str] = Counter()
         self._asked: _Asked | None = None
         self._unregistered: wire.Register | None = None
+        self._last_explained = int(state.settings.get(_EXPLAINED) or 0)
         self._sender = Sender(self._offered_bundle)
         boot = int(state.settings.get(_SEQUENCE) or 0) + 1
         state.settings.put(_SEQUENCE, boot)
@@ -203,6 +208,33 @@ class SyncClient:
     def offered(self) -> list[str]:
         """The bundles the catalogue may ask this device for."""
         return list(self._state.settings.get(_OFFERED) or [])
+
+    def explain(self, explanation: Explanation) -> None:
+        """Owe the catalogue an explanation; twice is once.
+
+        Raises:
+            DiskFullError: The debt could not be made durable.
+        """
+        number = explanation.episode
+        message = wire.Explained(id=f"explanation-{number}", explanation=explanation)
+        key = f"explanation-{number % _EXPLANATIONS_OWED}"
+        self._state.outbox.put(message.id, wire.encode(message), "explanation", key=key)
+        self.explained(number)
+        self._drain()
+
+    def explained(self, number: int) -> None:
+        """Note that no episode up to this one is to be explained any more.
+
+        Raises:
+            DiskFullError: It could not be made durable.
+        """
+        self._state.settings.put(_EXPLAINED, number)
+        self._last_explained = number
+
+    @property
+    def last_explained(self) -> int:
+        """The newest episode that was explained, or could not be; 0 for none."""
+        return self._last_explained
 
     # Receiving -----------------------------------------------------------------------------------
 

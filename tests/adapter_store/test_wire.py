@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from adapter_store import wire
 from adapter_store.errors import WireError
+from adapter_store.explanation import Explanation, Group
 
 PROTOCOL_PAGE = Path(__file__).parents[2] / "docs" / "wire-protocol.md"
 
@@ -29,7 +30,30 @@ generations = st.builds(
     created_at=finite,
     bundles=st.lists(digests, max_size=3),
 )
-episodes = st.builds(wire.EpisodeSummary, number=counts, state=texts, detail=texts)
+episodes = st.builds(wire.EpisodeSummary, number=counts, state=texts, detail=texts, kind=texts)
+shares = st.floats(0, 1)
+explanations = st.builds(
+    Explanation,
+    episode=counts,
+    kind=texts,
+    words=st.lists(texts, min_size=1, max_size=3).map(tuple),
+    bins=st.just((0.0, 0.5, 1.0)),
+    known=st.tuples(shares, shares),
+    shifted=st.tuples(shares, shares),
+    seqs=st.just((1, 2)),
+    evidence=st.tuples(shares, shares),
+    alarm_at=st.floats(0, 1e9),
+    onset_seq=counts,
+    alarm_seq=counts,
+    nearest=st.lists(st.tuples(texts, shares), max_size=2).map(tuple),
+    examples=st.lists(ids, max_size=2).map(tuple),
+    groups=st.lists(
+        st.builds(
+            Group, size=counts, sample_ids=st.tuples(ids), nearest=texts, distance=st.floats(0, 9)
+        ),
+        max_size=2,
+    ).map(tuple),
+)
 candidates = st.builds(
     wire.Candidate,
     statement=st.binary(max_size=60),
@@ -75,6 +99,7 @@ up_messages = st.one_of(
         exclude=st.lists(digests, max_size=3),
     ),
     st.builds(wire.Offer, id=ids, digest=digests, size_bytes=counts),
+    st.builds(wire.Explained, id=ids, explanation=explanations),
 )
 down_messages = st.one_of(
     *both_ways,

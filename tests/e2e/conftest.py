@@ -16,7 +16,9 @@ MakePlant = Callable[..., Plant]
 
 @dataclass(frozen=True)
 class Learned:
-    """A stopped device that learned a shift while its broker was away, and owes the bundle.
+    """A stopped device that learned a shift while its broker was away.
+
+    It owes the catalogue the bundle, and the explanation of its episode.
 
     Attributes:
         state: Its state directory, to be copied.
@@ -57,7 +59,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory, fitted: Path, kind: Kind) 
         device = plant.start("device-a")
         labelled = device.shift(SHIFTED, labels=60)
         device.until_generation(2)
-        until(lambda: device.sync()["outbox"], "the offer to be owed", device.child)
+        owed = "the offer and the explanation to be owed"
+        until(lambda: device.sync()["outbox"] == 2, owed, device.child)
         bundles = [set(g["bundles"]) for g in device.get("/v1/generations")["generations"]]
         (made,) = bundles[1] - bundles[0]
         device.child.stop()

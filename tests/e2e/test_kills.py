@@ -114,7 +114,7 @@ def test_a_catalogue_killed_in_the_middle_of_an_upload_gets_it_once(
     plant.place("device-a", learned.state)
     device = plant.start("device-a")
     device.until_connected()
-    assert device.sync()["outbox"] == 1
+    assert device.sync()["outbox"] == 2
     plant.start_catalogue()
     assert uploaded_once(plant) == digest
     until(lambda: device.sync()["outbox"] == 0, "the debt to be settled", device.child)

@@ -33,7 +33,7 @@ def test_what_was_learned_without_a_broker_arrives_when_there_is_one(
     second = device.predictions()
     assert {generation for _, _, generation in second} == {2}
     assert not device.sync()["connected"]
-    assert device.sync()["outbox"] == 1
+    assert device.sync()["outbox"] == 2
 
     catalogue = plant.start_catalogue()
     assert device.predictions() == second

@@ -11,11 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from adapter_store.errors import StoreError
+from adapter_store.explanation import MAX_POINTS
+from adapter_store.ood_cli import ood
 from adapter_store.state import StateReader
 from edge_agent.episode import Policy, open_episode
 from edge_agent.errors import AgentError
-from edge_agent.explain import explain
-from edge_agent.ood_cli import ood
+from edge_agent.explain import _thinned, explain
 from ood.alarm import Alarm
 
 
@@ -65,6 +66,17 @@ def test_the_replayed_evidence_reaches_the_alarm_at_the_alarms_sample(alarmed) -
     assert sum(found.shifted) == pytest.approx(1.0)
     assert all(alarmed.state.journal.get(name).seq >= found.onset_seq for name in found.examples)
     assert found.nearest[0][0].startswith("stripes-")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, MAX_POINTS, MAX_POINTS + 1, 5000])
+def test_a_long_stretch_is_thinned_to_its_peaks_and_its_last_sample(count: int) -> None:
+    levels = np.random.default_rng(count).random(count).tolist()
+    places = _thinned(levels)
+    assert places == sorted(set(places))
+    assert len(places) == min(count, MAX_POINTS)
+    if count:
+        assert places[-1] == count - 1
+        assert max(levels[k] for k in places) == max(levels)
 
 
 def test_an_episode_that_is_not_there_is_named(alarmed) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from adapter_store import wire
 from adapter_store.bundle import bundle_digest, unpack
+from adapter_store.explanation import Explanation
 from adapter_store.mqtt import Link
 from adapter_store.transfer import Sender
 from adapter_store.trust import CatalogueKey, Statement
@@ -19,6 +20,8 @@ from cloud.broker import Broker, start_broker
 from edge_agent.agent import Agent
 from edge_agent.conductor import Conductor
 from edge_agent.config import CatalogueSection, Config, LearnerSection, MqttSection, SearchSection
+from edge_agent.episode import Policy, open_episode
+from tests.adapter_store.test_explanation import DOCUMENT
 
 WAIT_S = 60.0
 DEVICE = "device-a"
@@ -130,6 +133,13 @@ def running(agent: Agent, config: Config, **settings: float) -> Iterator[Conduct
 def stream(agent: Agent, images: np.ndarray) -> None:
     for start in range(0, len(images), 8):
         agent.predict(images[start : start + 8])
+
+
+def until(probe: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not probe():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_device_registers_and_reports_what_runs(agent, config, catalogue, install) -> None:
@@ -322,3 +332,67 @@ def test_an_offer_is_owed_until_acknowledged_and_its_ranges_are_given(
         assert len(agent.state.outbox) == 0
     finally:
         conductor.stop()
+
+
+def test_an_episode_is_explained_once_and_the_explanation_owed_until_acknowledged(
+    agent, config, catalogue, install, make_images
+) -> None:
+    install()
+    with running(agent, config):
+        catalogue.report(lambda _: True)
+        stream(agent, make_images((0, 1, 2), 20, seed=5)[0])
+        stream(agent, make_images((3, 4, 5), 30, seed=6)[0])
+        first = catalogue.hear(lambda m: isinstance(m, wire.Explained))
+        report = catalogue.report(lambda r: r.episode is not None and r.episode.kind != "")
+        assert first.explanation.episode == report.episode.number == 1
+        assert first.explanation.kind == report.episode.kind
+        assert max(first.explanation.evidence) >= first.explanation.alarm_at
+        assert len(wire.encode(first)) < 16 * 1024
+    with running(agent, config):
+        again = catalogue.hear(lambda m: isinstance(m, wire.Explained))
+        assert again == first
+        catalogue.say(wire.Ack(of=first.id))
+        catalogue.report(lambda _: True)
+    assert len(agent.state.outbox) == 0
+    with running(agent, config, report_every_s=0.1):
+        heard = [catalogue.hear(lambda _: True) for _ in range(8)]
+        assert not any(isinstance(message, wire.Explained) for message in heard)
+
+
+def test_a_device_that_was_killed_before_it_could_explain_does_so_after_the_restart(
+    agent, config, catalogue, install, make_images
+) -> None:
+    install()
+    offline = msgspec.structs.replace(config, mqtt=None)
+    with running(agent, offline) as conductor:
+        stream(agent, make_images((0, 1, 2), 20, seed=5)[0])
+        stream(agent, make_images((3, 4, 5), 30, seed=6)[0])
+        until(lambda: (conductor.status()["episode"] or {}).get("kind"))
+    assert len(agent.state.outbox) == 0
+    with running(agent, config):
+        assert catalogue.hear(lambda m: isinstance(m, wire.Explained)).explanation.episode == 1
+
+
+def test_an_episode_that_cannot_be_explained_any_more_is_given_up(
+    agent, config, catalogue, install, caplog
+) -> None:
+    number = install()
+    episode = open_episode(
+        4, now=1.0, alarm_seq=9, onset_seq=5, generation=number, pinned=False, policy=Policy()
+    )
+    closed = {**episode.to_dict(), "stage": "closed", "outcome": "passed"}
+    agent.state.episodes.save(closed)
+    for _ in range(2):
+        with running(agent, config):
+            catalogue.report(lambda _: True)
+            until(lambda: agent.state.settings.get("explained") == 4)
+    assert caplog.text.count("episode 4 cannot be explained: the journal no longer holds") == 1
+
+
+def test_few_explanations_are_owed_at_once_and_the_newest_are(agent, config, install) -> None:
+    install()
+    conductor = Conductor(agent, config)
+    for number in range(1, 41):
+        conductor._sync.explain(msgspec.convert(DOCUMENT | {"episode": number}, Explanation))
+    owed = [wire.decode_up(o.message).explanation.episode for o in agent.state.outbox.messages()]
+    assert owed == list(range(25, 41))

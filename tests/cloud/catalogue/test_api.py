@@ -33,7 +33,12 @@ def http(desk) -> Iterator[TestClient]:
 @pytest.mark.parametrize("presented", ["", "Bearer", "Bearer ", "Bearer wrong", TOKEN, "Basic x"])
 @pytest.mark.parametrize(
     "request_line",
-    [("GET", "/v1/devices"), ("GET", "/v1/events"), ("POST", "/v1/devices/device-a/rollback")],
+    [
+        ("GET", "/v1/devices"),
+        ("GET", "/v1/events"),
+        ("GET", "/v1/devices/device-a/explanations/1"),
+        ("POST", "/v1/devices/device-a/rollback"),
+    ],
 )
 def test_without_the_token_nothing_is_told_or_done(
     desk, http, make_report, presented, request_line
@@ -112,6 +117,24 @@ def test_a_wrong_request_is_refused_by_name(desk, http, make_report, case) -> No
     assert answer.status_code == code
     assert says in answer.json()["error"]
     assert desk.pushed == []
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("device-a/explanations/1", 404, "no explanation of episode 1 of device-a"),
+        ("device-z/explanations/1", 404, "no device 'device-z'"),
+        ("device-a/explanations/x", 400, "'episode' must be a number"),
+        ("device-a/explanations/-1", 400, "'episode' must be a number"),
+        ("device-a/explanations/" + "9" * 30, 404, "no explanation"),
+    ],
+)
+def test_an_explanation_that_is_not_there_is_refused_by_name(desk, http, make_report, case) -> None:
+    path, code, says = case
+    desk.say("device-a", make_report())
+    answer = http.get(f"/v1/devices/{path}")
+    assert answer.status_code == code
+    assert says in answer.json()["error"]
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ from starlette.testclient import TestClient
 
 from adapter_store import wire
 from adapter_store.bundle import bundle_digest
+from adapter_store.explanation import Explanation
 from cloud.api import make_api
 from cloud.shell import ShellCompleter, interact, run_command
 from cloud.shell_client import Client
 from cloud.shell_commands import Session, commands
+from tests.adapter_store.test_explanation import DOCUMENT
 
 TOKEN = "token"
 
@@ -84,6 +86,30 @@ def test_a_training_is_shown_with_a_bar(desk, fleet, run, make_report) -> None:
     bar = "[###-------] epoch 6 of 20, accuracy 0.81, at most 7 s left"
     assert bar in run("device device-a")[1]
     assert f"training {bar}" in run("watch --seconds 0")[1]
+
+
+def test_the_kind_of_shift_is_shown(desk, fleet, run, make_report) -> None:
+    episode = wire.EpisodeSummary(number=3, state="seeking", detail="asking", kind="new classes")
+    desk.say("device-a", make_report(sequence=2, episode=episode))
+    assert "new classes" in run("devices")[1]
+    assert "kind of shift new classes" in " ".join(run("device device-a")[1].split())
+    assert json.loads(run("devices", as_json=True)[1])[0]["reported"]["episode"]["kind"] == (
+        "new classes"
+    )
+    older = wire.EpisodeSummary(number=3, state="seeking", detail="asking")
+    desk.say("device-a", make_report(sequence=3, episode=older))
+    assert "kind of shift not known yet" in " ".join(run("device device-a")[1].split())
+
+
+def test_an_alarm_is_explained(desk, fleet, run) -> None:
+    found = msgspec.convert(DOCUMENT, Explanation)
+    desk.say("device-a", wire.Explained(explanation=found))
+    assert run("explain device-a 3") == (0, found.text() + "\n", "")
+    assert json.loads(run("explain device-a 3", as_json=True)[1]) == DOCUMENT
+    status, out, error = run("explain device-a 4")
+    assert (status, out) == (1, "")
+    assert "no explanation of episode 4 of device-a; there are: 3" in error
+    assert run("explain device-a x")[0] == 2
 
 
 def test_an_adapter_is_approved_by_the_beginning_of_its_id(desk, fleet, run) -> None:
