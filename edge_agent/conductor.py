@@ -26,8 +26,9 @@ from edge_agent.alignment import MIN_SAMPLES
 from edge_agent.config import Config
 from edge_agent.desired import DesiredState
 from edge_agent.diagnosis import healthy_in_a_row
-from edge_agent.episode import Episode, Policy, Stage, open_episode, resume, step
+from edge_agent.episode import Episode, Policy, Stage, open_episode
 from edge_agent.episode_actions import RETRY_S, EpisodeActions, job_name
+from edge_agent.episode_steps import resume, step
 from edge_agent.learner import Learner, Outcome
 from edge_agent.report import build_report, describe_episode
 from edge_agent.sync import SyncClient

@@ -19,7 +19,8 @@ from edge_agent import episode_events as ev
 from edge_agent import episode_work as work
 from edge_agent.agent import Agent
 from edge_agent.config import Config
-from edge_agent.episode import Episode, Policy, Stage, resume
+from edge_agent.episode import Episode, Policy, Stage
+from edge_agent.episode_steps import resume
 from edge_agent.explain import explain
 from edge_agent.learner import Learner
 from edge_agent.sync import SyncClient

@@ -1,7 +1,7 @@
 """What an episode hears of and what it asks to be done: its events and its actions.
 
 Plain frozen values. The conductor makes the events and carries the actions out; only
-:mod:`edge_agent.episode` decides what follows from what.
+:mod:`edge_agent.episode_steps` decides what follows from what.
 """
 
 from __future__ import annotations

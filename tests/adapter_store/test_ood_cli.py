@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from adapter_store import ood_cli
 from adapter_store.explanation import Explanation
-from tests.adapter_store.test_explanation import DOCUMENT
+from tests.adapter_store.explained import DOCUMENT
 
 FOUND = msgspec.convert(DOCUMENT, Explanation)
 

@@ -11,7 +11,8 @@ from adapter_store.journal import SampleRecord
 from adapter_store.state import StateDir
 from edge_agent import episode_events as ev
 from edge_agent.diagnosis import healthy, healthy_in_a_row
-from edge_agent.episode import Episode, Policy, Stage, open_episode, resume, step
+from edge_agent.episode import Episode, Policy, Stage, open_episode
+from edge_agent.episode_steps import resume, step
 from edge_agent.report import describe_episode
 from ood.frames import frame_facts
 

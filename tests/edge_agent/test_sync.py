@@ -21,7 +21,7 @@ from edge_agent.agent import Agent
 from edge_agent.conductor import Conductor
 from edge_agent.config import CatalogueSection, Config, LearnerSection, MqttSection, SearchSection
 from edge_agent.episode import Policy, open_episode
-from tests.adapter_store.test_explanation import DOCUMENT
+from tests.adapter_store.explained import DOCUMENT
 
 WAIT_S = 60.0
 DEVICE = "device-a"

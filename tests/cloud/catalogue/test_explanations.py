@@ -17,7 +17,7 @@ from cloud.errors import NotFoundError
 from cloud.explanations import KEPT
 from cloud.models import ExplanationRow
 from cloud.printable import printable
-from tests.adapter_store.test_explanation import DOCUMENT, sent
+from tests.adapter_store.explained import DOCUMENT, sent
 
 UP = wire.up_topic("device-a")
 

@@ -22,7 +22,7 @@ from cloud.api import make_api
 from cloud.shell import ShellCompleter, interact, run_command
 from cloud.shell_client import Client
 from cloud.shell_commands import Session, commands
-from tests.adapter_store.test_explanation import DOCUMENT
+from tests.adapter_store.explained import DOCUMENT
 
 TOKEN = "token"
 

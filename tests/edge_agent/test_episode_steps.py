@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent import episode as ep
 from edge_agent import episode_events as ev
-from edge_agent.episode import ALIGN_LIMIT, Episode, Policy, Stage
+from edge_agent.episode import Episode, Policy, Stage, open_episode
+from edge_agent.episode_steps import ALIGN_LIMIT, resume, step
 
 POLICY = Policy(min_labels=8, more_labels=4, align_samples=64)
 OFFLINE = replace(POLICY, online=False)
@@ -21,7 +21,7 @@ def ref(digest: str, similarity: float = 0.9) -> ev.CandidateRef:
 
 
 def opened(policy: Policy = POLICY, *, pinned: bool = False) -> Episode:
-    return ep.open_episode(
+    return open_episode(
         1, now=0.0, alarm_seq=100, onset_seq=90, generation=1, pinned=pinned, policy=policy
     )
 
@@ -31,7 +31,7 @@ def run(
 ) -> tuple[Episode, tuple[ev.Action, ...]]:
     actions: tuple[ev.Action, ...] = ()
     for event in events:
-        episode, actions = ep.step(episode, event, now=1.0, policy=policy)
+        episode, actions = step(episode, event, now=1.0, policy=policy)
     return episode, actions
 
 
@@ -233,7 +233,7 @@ def test_what_waits_for_labels_is_aligned_and_goes_on_waiting() -> None:
     assert (episode.stage, actions) == (Stage.WAITING_FOR_LABELS, (ev.Activate(2, "", False),))
     assert episode.note.startswith("helps; aligned, waiting for labels: 0 of 8 labelled samples")
     assert not episode.awaits_samples
-    assert ep.resume(episode, POLICY) == (ev.Activate(2, "", False), ev.Search())
+    assert resume(episode, POLICY) == (ev.Activate(2, "", False), ev.Search())
     episode, actions = run(episode, ev.GenerationActivated(2), ev.LabelsAvailable(8))
     assert (episode.stage, actions) == (Stage.TRAINING, (ev.Train(1),))
 
@@ -266,7 +266,7 @@ def test_an_operator_who_goes_back_is_not_overruled_by_an_alignment() -> None:
     assert (episode.stage, episode.aligned, actions) == (Stage.CLOSED, None, ())
     aligned, _ = run(waiting(), many(64), ev.AlignmentTried(2, "helps"))
     episode, _ = run(aligned, ev.OperatorChose(1))
-    assert ep.resume(episode, POLICY) == ()
+    assert resume(episode, POLICY) == ()
 
 
 def test_an_alignment_that_comes_too_late_or_does_not_run_changes_nothing() -> None:
@@ -275,7 +275,7 @@ def test_an_alignment_that_comes_too_late_or_does_not_run_changes_nothing() -> N
     aligned, _ = run(waiting(), many(64), ev.AlignmentTried(2, "helps"))
     episode, actions = run(aligned, ev.InstallFailed("", "damaged"))
     assert (episode.stage, episode.aligned, actions) == (Stage.WAITING_FOR_LABELS, None, ())
-    assert ep.resume(episode, POLICY) == (ev.Search(),)
+    assert resume(episode, POLICY) == (ev.Search(),)
 
 
 digests = st.sampled_from([A, B, T])
@@ -312,10 +312,10 @@ def test_no_order_of_events_breaks_the_story(
     activating: set[int] = set()
     for event in sequence:
         before = episode
-        episode, actions = ep.step(episode, event, now=1.0, policy=policy)
+        episode, actions = step(episode, event, now=1.0, policy=policy)
         assert Episode.from_dict(json.loads(json.dumps(episode.to_dict()))) == episode
         assert all(isinstance(a, ev.Cancel) for a in actions) or not episode.pinned
-        assert len(actions) <= 1 or actions == ep.resume(episode, policy)
+        assert len(actions) <= 1 or actions == resume(episode, policy)
         if not before.open:
             assert (episode, actions) == (before, ())
         for action in actions:
@@ -348,15 +348,15 @@ def test_every_story_comes_to_rest_when_its_actions_are_answered(
     """From any state reached, answering each action leads to closed or to waiting for labels."""
     episode = opened()
     for event in sequence:
-        episode, _ = ep.step(episode, event, now=1.0, policy=POLICY)
-    episode, _ = ep.step(episode, ev.PinChanged(False), now=1.0, policy=POLICY)
-    episode, _ = ep.step(episode, ev.SamplesSeen(60, 60, 80), now=1.0, policy=POLICY)
-    actions = ep.resume(episode, POLICY)
+        episode, _ = step(episode, event, now=1.0, policy=POLICY)
+    episode, _ = step(episode, ev.PinChanged(False), now=1.0, policy=POLICY)
+    episode, _ = step(episode, ev.SamplesSeen(60, 60, 80), now=1.0, policy=POLICY)
+    actions = resume(episode, POLICY)
     for _ in range(40):
         if not actions:
             break
         answer = data.draw(answers(actions[0]))
-        episode, actions = ep.step(episode, answer, now=2.0, policy=POLICY)
+        episode, actions = step(episode, answer, now=2.0, policy=POLICY)
     assert episode.stage in (Stage.CLOSED, Stage.WAITING_FOR_LABELS)
 
 
@@ -389,7 +389,7 @@ def test_a_cancelled_training_waits_for_more_labels_and_starts_by_itself_only_th
     assert (cancelled.stage, actions) == (Stage.WAITING_FOR_LABELS, (ev.Cancel(),))
     assert cancelled.needed == 8 + OFFLINE.more_labels
     assert "cancelled by the operator" in cancelled.note
-    assert ep.resume(cancelled, OFFLINE) == ()
+    assert resume(cancelled, OFFLINE) == ()
     # What the cancelled trainer still brought comes too late.
     same, actions = run(cancelled, ev.TrainingDone(training.trainings, T), policy=OFFLINE)
     assert (same, actions) == (cancelled, ())
