@@ -11,18 +11,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save
 from torch import Tensor
 
-from adapter_store.blobs import write_durably
+from edge_agent.trainer_checkpoint import Best, Position, Stateful, TrainingState
 from exporter.programs import TrainingProgram
 
 Floats = NDArray[np.float32]
@@ -111,14 +109,8 @@ class Validation:
     targets: NDArray[np.int64]
 
 
-class Objective(Protocol):
+class Objective(Stateful, Protocol):
     """What training is for; `edge_agent.objectives` holds the shared ones."""
-
-    def parameters(self) -> dict[str, Tensor]:
-        """Leaves trained beside the adapter, by name."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        """Other state that steps change in place, by name; checkpointed."""
 
     def loss(self, features: Tensor, classes: Tensor) -> Tensor:
         """Mean over a batch: raw features float32 [b, d], class indices int64 [b]; a scalar."""
@@ -171,8 +163,8 @@ def train(
     torch.use_deterministic_algorithms(True)
     tensors = {k: torch.from_numpy(v.copy()).requires_grad_() for k, v in sorted(initial.items())}
     optimiser = _optimiser(recipe, [*tensors.values(), *objective.parameters().values()])
-    at, best = _Position(), _Best()
-    state = _State(tensors, objective, optimiser, best)
+    at, best = Position(), Best()
+    state = TrainingState(tensors, objective, optimiser, best)
     state.load(checkpoint, at)
     batches = math.ceil(len(targets) / recipe.batch_size)
     steps = recipe.epochs * batches
@@ -252,7 +244,7 @@ def saved_bytes(program: Program, hidden: Rows, initial: Mapping[str, Floats]) -
 
 
 def _step_tensors(
-    program: Program, tensors: Mapping[str, Tensor], recipe: Recipe, at: _Position
+    program: Program, tensors: Mapping[str, Tensor], recipe: Recipe, at: Position
 ) -> Mapping[str, Tensor]:
     if not recipe.nested:
         return tensors
@@ -330,97 +322,3 @@ def _optimiser(recipe: Recipe, leaves: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         leaves, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=False
     )
-
-
-@dataclass
-class _Position:
-    """Where training is: finished epochs, steps into the next, and what that one gave so far."""
-
-    epoch: int = 0
-    step: int = 0
-    samples: int = 0
-    hits: int = 0
-    loss: float = 0.0
-    validated: float = 0.0
-    seconds: float = 0.0
-
-    def took(self, loss: float, hits: int, samples: int) -> None:
-        """One more step, on so many samples."""
-        self.step += 1
-        self.loss += loss
-        self.hits += hits
-        self.samples += samples
-
-
-@dataclass
-class _Best:
-    """The weights of the epoch that did best on the validation part."""
-
-    epoch: int = 0
-    loss: float = math.inf
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def consider(self, epoch: int, loss: float, leaves: Mapping[str, Tensor]) -> None:
-        if loss < self.loss:
-            self.epoch, self.loss = epoch, loss
-            self.weights = {name: leaf.detach().clone() for name, leaf in leaves.items()}
-
-    @torch.no_grad()
-    def restore(self, leaves: Mapping[str, Tensor]) -> None:
-        for name, weight in self.weights.items():
-            leaves[name].copy_(weight)
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a checkpoint holds, by name: weights (now and best), buffers, optimiser's moments."""
-
-    tensors: Mapping[str, Tensor]
-    objective: Objective
-    optimiser: torch.optim.Optimizer
-    best: _Best
-
-    def save(self, path: Path | None, at: _Position) -> None:
-        if path is None:
-            return
-        arrays: dict[str, NDArray[Any]] = {}
-        for name, leaf in self.leaves().items():
-            arrays[f"weight:{name}"] = leaf.detach().numpy()
-            for key, value in self.optimiser.state.get(leaf, {}).items():
-                arrays[f"optimiser:{key}:{name}"] = value.numpy()
-        for name, buffer in self.objective.buffers().items():
-            arrays[f"buffer:{name}"] = buffer.numpy()
-        for name, weight in self.best.weights.items():
-            arrays[f"best:{name}"] = weight.numpy()
-        numbers = {**asdict(at), "best_epoch": self.best.epoch, "best_loss": self.best.loss}
-        # np.ascontiguousarray would turn a scalar, such as a step count, into a vector.
-        arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
-        metadata = {name: repr(number) for name, number in numbers.items()}
-        write_durably(path, save(arrays, metadata=metadata))
-
-    def load(self, path: Path | None, at: _Position) -> None:
-        """Restore everything; nothing without a file."""
-        if path is None or not path.exists():
-            return
-        with safe_open(path, framework="np") as file, torch.no_grad():
-            leaves = self.leaves()
-            for key in file.keys():  # noqa: SIM118 - not a dictionary
-                kind, _, name = key.partition(":")
-                value = torch.from_numpy(file.get_tensor(key).copy())
-                if kind == "weight":
-                    leaves[name].copy_(value)
-                elif kind == "buffer":
-                    self.objective.buffers()[name].copy_(value)
-                elif kind == "best":
-                    self.best.weights[name] = value
-                else:
-                    moment, _, name = name.partition(":")
-                    self.optimiser.state[leaves[name]][moment] = value
-            metadata = file.metadata()
-        for part in fields(at):
-            setattr(at, part.name, type(getattr(at, part.name))(metadata[part.name]))
-        self.best.epoch, self.best.loss = int(metadata["best_epoch"]), float(metadata["best_loss"])
-
-    def leaves(self) -> dict[str, Tensor]:
-        beside = {f"objective.{name}": leaf for name, leaf in self.objective.parameters().items()}
-        return {**self.tensors, **beside}
