@@ -14,137 +14,29 @@ import logging
 import shutil
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from adapter_store.blobs import BlobStore, sync_directory, write_durably
 from adapter_store.errors import DiskFullError, GenerationError, StoreError
+from adapter_store.generation import (
+    ALIGNMENT,
+    CALIBRATION,
+    Generation,
+    GenerationManifest,
+    encode_manifest,
+)
 
 _MANIFEST: Final = "manifest.json"
-_CALIBRATION: Final = "calibration.safetensors"
 _DIGEST_FILE: Final = "manifest.sha256"
 _POINTER_KEPT: Final = 20
-_ALIGNMENT: Final = "alignment."
-
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 log = logging.getLogger(__name__)
-
-
-class GenerationManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a generation consists of.
-
-    Attributes:
-        number: Its number on this device; they only grow.
-        encoder: Digest of the encoder package.
-        bundles: Digests of the installed bundles, sorted.
-        parent: The generation it was made from.
-        reason: Why it was made, for people.
-        created_at: Seconds since the epoch.
-        router: The router's settings.
-        alarm: The alarm's settings.
-        metrics: What was measured of it before it was activated.
-        calibration: SHA-256 of the calibration features' file.
-        aligned: That file also holds an alignment of the features.
-    """
-
-    number: int
-    encoder: Digest
-    bundles: list[Digest]
-    parent: int | None
-    reason: str
-    created_at: float
-    router: dict[str, Any] = {}
-    alarm: dict[str, Any] = {}
-    metrics: dict[str, float] = {}
-    calibration: str = ""
-    aligned: bool = False
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One generation on disk.
-
-    Attributes:
-        manifest: What it consists of.
-        digest: SHA-256 of the manifest's file.
-        path: Its directory.
-        blobs: Where its bundles are.
-    """
-
-    manifest: GenerationManifest
-    digest: str
-    path: Path
-    blobs: BlobStore
-
-    @property
-    def number(self) -> int:
-        """Its number on this device."""
-        return self.manifest.number
-
-    def calibration_features(self) -> NDArray[np.float16]:
-        """Base features [m, d] of held-out samples of the world it knows.
-
-        Raises:
-            GenerationError: The file is damaged.
-        """
-        features: NDArray[np.float16] = self._calibration()["features"]
-        return features
-
-    def alignment(self) -> dict[str, NDArray[Any]]:
-        """The arrays of its alignment, by name; empty when it has none.
-
-        Raises:
-            GenerationError: The file is damaged.
-        """
-        if not self.manifest.aligned:
-            return {}
-        return {
-            name.removeprefix(_ALIGNMENT): array
-            for name, array in self._calibration().items()
-            if name.startswith(_ALIGNMENT)
-        }
-
-    def _calibration(self) -> dict[str, NDArray[Any]]:
-        try:
-            data = (self.path / _CALIBRATION).read_bytes()
-        except OSError as error:
-            raise GenerationError(
-                f"generation {self.number}: cannot read {_CALIBRATION}: {error.strerror or error}"
-            ) from error
-        if hashlib.sha256(data).hexdigest() != self.manifest.calibration:
-            raise GenerationError(
-                f"generation {self.number}: {_CALIBRATION} is damaged on disk; activate another "
-                "generation"
-            )
-        return load(data)
-
-    def bundle_bytes(self, digest: str) -> bytes:
-        """The bytes of one of its bundles.
-
-        Raises:
-            GenerationError: It is not one of them.
-            StoreError: It is not on the disk, or damaged.
-        """
-        if digest not in self.manifest.bundles:
-            raise GenerationError(f"bundle {digest[:12]} is not in generation {self.number}")
-        return self.blobs.get(digest)
-
-    def check(self) -> None:
-        """Read everything it consists of.
-
-        Raises:
-            StoreError: Something is missing or damaged.
-        """
-        self.calibration_features()
-        for digest in self.manifest.bundles:
-            self.blobs.get(digest)
 
 
 class GenerationStore:
@@ -209,7 +101,7 @@ class GenerationStore:
             )
         for digest in manifest.bundles:
             self._blobs.get(digest)
-        arrays = {_ALIGNMENT + name: array for name, array in (alignment or {}).items()}
+        arrays = {ALIGNMENT + name: array for name, array in (alignment or {}).items()}
         manifest = msgspec.structs.replace(manifest, aligned=bool(arrays))
         with self._lock:
             return self._create(manifest, save({"features": features, **arrays}))
@@ -222,12 +114,12 @@ class GenerationStore:
             bundles=sorted(set(manifest.bundles)),
             calibration=hashlib.sha256(calibration).hexdigest(),
         )
-        encoded = _encode(manifest)
+        encoded = encode_manifest(manifest)
         building = self._root / f".new-{number:06d}"
         try:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
-            write_durably(building / _CALIBRATION, calibration)
+            write_durably(building / CALIBRATION, calibration)
             write_durably(building / _MANIFEST, encoded)
             write_durably(building / _DIGEST_FILE, hashlib.sha256(encoded).hexdigest().encode())
             building.rename(self._root / f"{number:06d}")
@@ -398,7 +290,3 @@ class GenerationStore:
 
     def _numbers(self) -> builtins.list[int]:
         return sorted(int(p.name) for p in self._root.iterdir() if p.name.isdigit())
-
-
-def _encode(manifest: GenerationManifest) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1)

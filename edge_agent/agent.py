@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter_store.errors import StoreError
-from adapter_store.generations import Generation
+from adapter_store.generation import Generation
 from adapter_store.journal import SampleRecord
 from adapter_store.state import StateDir
 from adapter_store.wire import new_id

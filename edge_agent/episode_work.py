@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from adapter_store.bundle import check_compatible, unpack
 from adapter_store.errors import GenerationError
-from adapter_store.generations import Generation
+from adapter_store.generation import Generation
 from adapter_store.journal import SampleRecord
 from adapter_store.trust import verify_bundle, verify_statement
 from edge_agent.agent import Agent

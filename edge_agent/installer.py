@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapter_store.bundle import check_compatible, unpack
-from adapter_store.generations import Generation, GenerationManifest
+from adapter_store.generation import Generation, GenerationManifest
 from adapter_store.state import StateDir
 from edge_agent.alignment import Alignment
 from edge_agent.errors import InstallError

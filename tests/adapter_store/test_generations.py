@@ -8,7 +8,8 @@ import pytest
 
 from adapter_store.blobs import BlobStore
 from adapter_store.errors import DiskFullError, GenerationError, StoreError
-from adapter_store.generations import GenerationManifest, GenerationStore
+from adapter_store.generation import GenerationManifest
+from adapter_store.generations import GenerationStore
 
 CALIBRATION = np.arange(12, dtype=np.float16).reshape(4, 3)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adapter_store.errors import DatabaseTooNewError, DiskFullError, StateLockedError
-from adapter_store.generations import GenerationManifest
+from adapter_store.generation import GenerationManifest
 from adapter_store.state import StateDir
 from adapter_store.wire import Offer, encode
 
@@ -88,7 +88,7 @@ def test_a_killed_agent_loses_nothing_that_was_acknowledged(tmp_path) -> None:
 import sys
 from pathlib import Path
 import numpy as np
-from adapter_store.generations import GenerationManifest
+from adapter_store.generation import GenerationManifest
 from adapter_store.journal import SampleRecord
 from adapter_store.state import StateDir
 
