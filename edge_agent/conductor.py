@@ -7,30 +7,24 @@ process, so that an operator's command is obeyed at once. The agent's other thre
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
-import queue
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any, Final
 
-from adapter_store.errors import DiskFullError
-from adapter_store.wire import Desired
 from edge_agent import episode_events as ev
 from edge_agent.agent import Agent
 from edge_agent.alignment import MIN_SAMPLES
 from edge_agent.config import Config
-from edge_agent.desired import DesiredState
 from edge_agent.diagnosis import healthy_in_a_row
 from edge_agent.episode import Episode, Policy, Stage, open_episode
 from edge_agent.episode_actions import RETRY_S, EpisodeActions, job_name
 from edge_agent.episode_steps import resume, step
+from edge_agent.event_loop import EventLoop
 from edge_agent.learner import Learner, Outcome
-from edge_agent.report import build_report, describe_episode
+from edge_agent.obedience import Obedience
+from edge_agent.report import alarm_status, build_report, episode_status
 from edge_agent.sync import SyncClient
 from ood.alarm import Alarm
 from ood.errors import DriftkeelError
@@ -69,11 +63,8 @@ class Conductor:
         self._config = config
         self._report_every_s = report_every_s
         self._clock = clock
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = itertools.count()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._loop, name="conductor", daemon=True)
+        self._loop = EventLoop("conductor")
+        self._post, self._after = self._loop.post, self._loop.after
         command = {} if trainer_command is None else {"command": trainer_command}
         self._learner = Learner(
             agent.state.path / "training",
@@ -82,7 +73,7 @@ class Conductor:
             max_seconds=config.learner.max_seconds,
             **command,
         )
-        self._desired = DesiredState.load(agent.state)
+        self._obedience = Obedience(agent, tell=self._tell, after=self._after, report=self._report)
         saved = [Episode.from_dict(values) for values in agent.state.episodes.list()]
         self._episode = max(saved, key=lambda e: e.number, default=None)
         self._trainings = sum(episode.trainings for episode in saved)
@@ -109,7 +100,7 @@ class Conductor:
                 post=self._post,
                 after=self._after,
                 on_connected=self._report,
-                on_desired=self._desire,
+                on_desired=self._obedience.take,
                 clock=clock,
             )
 
@@ -135,7 +126,7 @@ class Conductor:
         self._agent.conductor_status = self.status
         self._agent.conductor_cancel = self.cancel_training
         self._post(self._resume)
-        self._thread.start()
+        self._loop.start()
         if self._sync is not None:
             self._sync.start()
 
@@ -144,20 +135,18 @@ class Conductor:
         self._agent.conductor_status = self._agent.conductor_cancel = None
         if self._sync is not None:
             self._sync.stop()
-        self._post(self._stop)
-        if self._thread.is_alive():
-            self._thread.join()
+        self._loop.stop()
         self._actions.close()
         self._learner.stop()
 
     def status(self) -> dict[str, Any]:
         """What the device is about to do and what it waits for, as JSON-able values."""
-        episode, desired = self._episode, self._desired
+        episode, desired = self._episode, self._obedience.desired
         # The episode is durable; the agent's own memory of the alarm is not.
-        opened = {} if episode is None else {"last_alarm": _alarm_of(episode)}
+        opened = {} if episode is None else {"last_alarm": alarm_status(episode)}
         return {
             **opened,
-            "episode": None if episode is None else _describe(episode),
+            "episode": None if episode is None else episode_status(episode),
             "trainings": self._trainings,
             "training": self._learner.progress(),
             "pinned": desired.pinned,
@@ -176,36 +165,11 @@ class Conductor:
         self._post(lambda: cancelled.set_result(self._cancel_training()))
         return cancelled.result(timeout=_CANCEL_WITHIN_S)
 
-    # The thread ----------------------------------------------------------------------------------
-
-    def _post(self, task: Callable[[], None]) -> None:
-        self._queue.put(task)
-
-    def _after(self, seconds: float, task: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), task))
-
-    def _loop(self) -> None:
-        while not self._stopping:
-            try:
-                wait = self._timers[0][0] - time.monotonic() if self._timers else None
-                if wait is not None and wait <= 0:
-                    task = heapq.heappop(self._timers)[2]
-                else:
-                    task = self._queue.get(timeout=wait)
-            except queue.Empty:
-                continue
-            try:
-                task()
-            except Exception:
-                log.exception("an event could not be handled")
-
-    def _stop(self) -> None:
-        self._stopping = True
+    # On the loop's thread ------------------------------------------------------------------------
 
     def _resume(self) -> None:
         self._protect_labels()
-        if not self._desired.applied:
-            self._apply_desired()
+        self._obedience.resume()
         if self._episode is not None and self._episode.open:
             log.info("carrying on with episode %d: %s", self._episode.number, self._episode.stage)
             for action in resume(self._episode, self._policy):
@@ -233,7 +197,7 @@ class Conductor:
             alarm_seq=seq,
             onset_seq=max(1, seq - (alarm.at - alarm.onset)),
             generation=serving.number,
-            pinned=self._desired.pinned,
+            pinned=self._obedience.desired.pinned,
             policy=self._policy,
         )
         if self._save(episode, lambda: self._alarmed(alarm, seq)):
@@ -378,48 +342,7 @@ class Conductor:
         finally:
             self._after(_PROGRESS_EVERY_S, self._watch_training)
 
-    # The operator --------------------------------------------------------------------------------
-
-    def _desire(self, wanted: Desired) -> None:
-        if wanted.version > self._desired.version:
-            desired = DesiredState(wanted.version, wanted.generation, wanted.pinned)
-            # Taken in once it is durable: what cannot be kept now is told again.
-            desired.save(self._agent.state)
-            self._desired = desired
-            self._apply_desired()
-        self._report()
-
-    def _apply_desired(self) -> None:
-        wanted, problem = self._desired, ""
-        serving = self._agent.serving
-        running = None if serving is None else serving.number
-        if wanted.generation is not None and wanted.generation != running:
-            try:
-                self._agent.activate(wanted.generation)
-            except (DiskFullError, OSError) as error:
-                problem = f"generation {wanted.generation} cannot be activated yet: {error}"
-                waiting = self._desired = replace(wanted, problem=problem)
-                self._after(RETRY_S, lambda: self._retry_desired(waiting))
-                log.warning("%s", problem)
-                return
-            except DriftkeelError as error:
-                problem = f"generation {wanted.generation} cannot be activated: {error}"
-                log.warning("%s", problem)
-            else:
-                log.info("the operator switched to generation %d", wanted.generation)
-                self._tell(ev.OperatorChose(wanted.generation))
-        self._tell(ev.PinChanged(wanted.pinned))
-        self._desired = replace(wanted, applied=True, problem=problem)
-        try:
-            self._desired.save(self._agent.state)
-        except (DriftkeelError, OSError) as error:
-            # The next start obeys once more, which changes nothing.
-            log.warning("what was obeyed cannot be noted: %s", error)
-
-    def _retry_desired(self, waiting: DesiredState) -> None:
-        if self._desired is waiting:
-            self._apply_desired()
-            self._report()
+    # Telling -------------------------------------------------------------------------------------
 
     def _tell(self, event: ev.Event) -> None:
         if self._episode is not None:
@@ -436,7 +359,7 @@ class Conductor:
             return
         report = build_report(
             self._agent,
-            self._desired,
+            self._obedience.desired,
             self._episode,
             sequence=self._sync.next_sequence(),
             device=self._config.agent.device,
@@ -445,46 +368,3 @@ class Conductor:
         )
         if report is not None:
             self._sync.report(report)
-
-
-def _alarm_of(episode: Episode) -> Mapping[str, Any]:
-    return {
-        "at": episode.opened_at,
-        "generation": episode.generation,
-        "seq": episode.alarm_seq,
-    }
-
-
-def _describe(episode: Episode) -> Mapping[str, Any]:
-    return {
-        "number": episode.number,
-        "state": str(episode.stage),
-        "detail": describe_episode(episode),
-        "opened_at": episode.opened_at,
-        "onset_seq": episode.onset_seq,
-        "alarm_seq": episode.alarm_seq,
-        "generation": episode.generation,
-        "labels": episode.labels,
-        "labels_needed": episode.needed,
-        "aligned": episode.aligned,
-        "kind": episode.kind,
-        "confidence": episode.confidence,
-        "evidence": list(episode.evidence),
-        "groups": [
-            {
-                "size": group.size,
-                "sample_ids": list(group.sample_ids),
-                "nearest": group.nearest,
-                "distance": group.distance,
-            }
-            for group in episode.groups
-        ],
-        "trainings": episode.trainings,
-        "pinned": episode.pinned,
-        "outcome": episode.outcome,
-        "refused": list(episode.refused),
-        "history": [
-            {"at": moment.at, "state": str(moment.stage), "note": moment.note}
-            for moment in episode.history
-        ],
-    }

@@ -1,6 +1,7 @@
-"""The reported state: what this device says about itself, read from what runs.
+"""What this device says about itself: the reported state, and an episode's status.
 
-A pure reading of the agent; the conductor sends it on every change and every few seconds.
+A pure reading of the agent and its episode; the conductor sends the report on every change and
+every few seconds, and answers with the status.
 """
 
 from __future__ import annotations
@@ -90,3 +91,48 @@ def describe_episode(episode: Episode) -> str:
     if episode.pinned and episode.open:
         return f"pinned by the operator, goes on when unpinned; {said}"
     return said
+
+
+def alarm_status(episode: Episode) -> Mapping[str, Any]:
+    """The alarm that opened an episode, as JSON-able values."""
+    return {
+        "at": episode.opened_at,
+        "generation": episode.generation,
+        "seq": episode.alarm_seq,
+    }
+
+
+def episode_status(episode: Episode) -> Mapping[str, Any]:
+    """An episode for the status of the device, as JSON-able values."""
+    return {
+        "number": episode.number,
+        "state": str(episode.stage),
+        "detail": describe_episode(episode),
+        "opened_at": episode.opened_at,
+        "onset_seq": episode.onset_seq,
+        "alarm_seq": episode.alarm_seq,
+        "generation": episode.generation,
+        "labels": episode.labels,
+        "labels_needed": episode.needed,
+        "aligned": episode.aligned,
+        "kind": episode.kind,
+        "confidence": episode.confidence,
+        "evidence": list(episode.evidence),
+        "groups": [
+            {
+                "size": group.size,
+                "sample_ids": list(group.sample_ids),
+                "nearest": group.nearest,
+                "distance": group.distance,
+            }
+            for group in episode.groups
+        ],
+        "trainings": episode.trainings,
+        "pinned": episode.pinned,
+        "outcome": episode.outcome,
+        "refused": list(episode.refused),
+        "history": [
+            {"at": moment.at, "state": str(moment.stage), "note": moment.note}
+            for moment in episode.history
+        ],
+    }
