@@ -18,11 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy.exc import SQLAlchemyError
 
-from adapter_store.errors import StoreError
 from adapter_store.generation import Generation
-from adapter_store.journal import SampleRecord
 from adapter_store.state import StateDir
 from adapter_store.wire import new_id
 from edge_agent import installer
@@ -30,19 +27,17 @@ from edge_agent.alignment import Alignment
 from edge_agent.config import Config
 from edge_agent.errors import NoGenerationError
 from edge_agent.metrics import Metrics
-from edge_agent.serving import Answer, Inference, Serving
-from edge_agent.snapshot import pack_snapshots, scale_images
+from edge_agent.recorder import Recorder
+from edge_agent.serving import Answer, Serving
+from edge_agent.snapshot import scale_images
 from exporter.package import EncoderPackage, default_encoder_package
 from exporter.sessions import EncoderSessions
-from ood.alarm import Alarm, AlarmState
-from ood.errors import OodError
-from ood.frames import frame_facts
+from ood.alarm import Alarm
 
 AlarmObserver = Callable[[Alarm, int], None]
 FeedbackObserver = Callable[[], None]
 ActivatedObserver = Callable[[int], None]
 
-_PRUNE_EVERY: Final = 256
 _LATENCIES_KEPT: Final = 2048
 # So many frames in a row that are no picture, and the operator hears of it.
 _REFUSED_IN_A_ROW: Final = 16
@@ -74,8 +69,7 @@ class Agent:
         conductor_cancel: Set by the conductor; cancels the running training and says whether
             there was one.
         sensor_problem: Why the last frames, many in a row, could not be used; empty when they can.
-        protect_since_seq: Set by the conductor; labelled samples after this position of the
-            journal keep their images, however old.
+        recorder: Watches the answered samples for a shift and journals them.
     """
 
     def __init__(
@@ -94,7 +88,6 @@ class Agent:
         self.serving: Serving | None = None
         self.conductor_status: Callable[[], Mapping[str, Any]] | None = None
         self.conductor_cancel: Callable[[], bool] | None = None
-        self.protect_since_seq: int | None = None
         self._clock = clock
         self._lock = threading.Lock()
         self._activation = threading.Lock()
@@ -105,17 +98,14 @@ class Agent:
         self._passes = 0.0
         self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._swap_ms: float | None = None
-        self._last_alarm: dict[str, Any] | None = None
-        self._journal_problem = ""
         self.sensor_problem = ""
         self._refused_at: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._refused_in_a_row = 0
-        self._since_prune = 0
-        self._alarm_state: AlarmState | None = None
+        self.recorder = Recorder(state.journal, config.buffer, self.metrics, clock=clock)
         current = state.generations.current()
         if current is not None:
             self.serving = self._serving_of(current)
-            self._alarm_state = self._restored_alarm_state(self.serving)
+            self.recorder.resume(self.serving)
             self.metrics.generation.set(current.number)
 
     @classmethod
@@ -184,7 +174,7 @@ class Agent:
             answers = [answer.named(new_id()) for answer in inference.answers]
             if not probe:
                 self._refused_in_a_row, self.sensor_problem = 0, ""
-                alarmed = self._remember(serving, inference, answers, images)
+                alarmed = self.recorder.record(serving, inference, answers, images)
             self._count(answers, (time.perf_counter() - started) * 1000.0, probe=probe)
         if alarmed is not None:
             for observer in self._alarm_observers:
@@ -301,7 +291,7 @@ class Agent:
             with self._lock:
                 self.state.generations.activate(number)
                 self.serving = serving
-                self._alarm_state = serving.detector.initial_state()
+                self.recorder.begin(serving)
             self._swap_ms = (time.perf_counter() - started) * 1000.0
             self._counters["activations"] += 1
             self.metrics.generation.set(number)
@@ -322,13 +312,14 @@ class Agent:
             if latencies.size
             else (None, None)
         )
+        counters = self._counters + self.recorder.counters
         status: dict[str, Any] = {
             "device": self.config.agent.device,
             "encoder": {"name": self.package.name, "digest": self.package.digest},
             "generation": None if serving is None else serving.describe(),
             "generations": self.generations(),
             "counters": {
-                name: self._counters[name]
+                name: counters[name]
                 for name in (
                     "requests",
                     "samples",
@@ -343,8 +334,8 @@ class Agent:
             "latency_ms": {"p50": p50, "p99": p99},
             "passes_per_sample": passes,
             "swap_ms": self._swap_ms,
-            "last_alarm": self._last_alarm,
-            "journal_problem": self._journal_problem,
+            "last_alarm": self.recorder.last_alarm,
+            "journal_problem": self.recorder.problem,
             "sensor_problem": self.sensor_problem,
         }
         if self.conductor_status is not None:
@@ -379,76 +370,6 @@ class Agent:
 
     def _serving_of(self, generation: Generation) -> Serving:
         return installer.load_generation(generation, self.sessions, settings=self._settings())
-
-    def _restored_alarm_state(self, serving: Serving) -> AlarmState:
-        kept = self.state.journal.alarm_state() or {}
-        if kept.get("generation") == serving.number:
-            try:
-                return serving.detector.restore(kept["detector"])
-            except (OodError, KeyError):
-                log.warning("the journalled alarm state is unusable; detection starts anew")
-        return serving.detector.initial_state()
-
-    def _remember(
-        self,
-        serving: Serving,
-        inference: Inference,
-        answers: Sequence[Answer],
-        images: NDArray[np.uint8],
-    ) -> tuple[Alarm, int] | None:
-        """Feed the shift detector and write the journal; a full disk never stops an answer."""
-        before = self._alarm_state or serving.detector.initial_state()
-        after, alarm = serving.detector.update(before, inference.scores, inference.nearest)
-        self._alarm_state = after
-        seqs: Sequence[int] = ()
-        try:
-            snapshots = (
-                pack_snapshots(images) if self.config.buffer.keep_images else [None] * len(answers)
-            )
-            now = self._clock()
-            seqs = self.state.journal.record(
-                [
-                    SampleRecord(
-                        id=answer.sample_id,
-                        at=now,
-                        generation=answer.generation,
-                        label=answer.label,
-                        probability=answer.probability,
-                        adapter=answer.adapter,
-                        score=answer.ood_score,
-                        p_value=answer.p_value,
-                        features=features.astype(np.float16),
-                        image=snapshot,
-                        frame=facts.to_bytes(),
-                    )
-                    for answer, features, snapshot, facts in zip(
-                        answers, inference.features, snapshots, frame_facts(images), strict=True
-                    )
-                ],
-                {"generation": serving.number, "detector": after.to_dict()},
-            )
-            self._journal_problem = ""
-            self._since_prune += len(seqs)
-            if self._since_prune >= _PRUNE_EVERY:
-                self._since_prune = 0
-                self.state.journal.prune(
-                    self.config.buffer.max_samples, protect_since_seq=self.protect_since_seq
-                )
-        except (StoreError, OSError, SQLAlchemyError) as error:
-            self._counters["journal_errors"] += 1
-            self.metrics.journal_errors.inc()
-            if not self._journal_problem:
-                log.warning("samples are answered but not journalled: %s", error)
-            self._journal_problem = str(error)
-        # While an episode is open the stream goes on alarming: that is the same shift.
-        if alarm is None or self.protect_since_seq is not None:
-            return None
-        seq = seqs[alarm.at - before.seen - 1] if seqs else 0
-        self._counters["alarms"] += 1
-        self.metrics.alarms.inc()
-        self._last_alarm = {"at": self._clock(), "generation": serving.number, "seq": seq}
-        log.warning("the input has shifted (generation %d, sample %d)", serving.number, seq)
-        return alarm, seq
 
     def _count(self, answers: Sequence[Answer], elapsed_ms: float, *, probe: bool) -> None:
         self._counters["requests"] += 1

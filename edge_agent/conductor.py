@@ -245,7 +245,8 @@ class Conductor:
         """Labelled samples of an open episode stay in the journal, whatever else comes."""
         episode = self._episode
         held = episode is not None and episode.open
-        self._agent.protect_since_seq = episode.onset_seq - 1 if episode and held else None
+        since = episode.onset_seq - 1 if episode and held else None
+        self._agent.recorder.protect_since_seq = since
 
     def _tidy(self) -> None:
         """After an episode: no jobs, and no generations and bundles beyond what is kept."""
