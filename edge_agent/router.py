@@ -41,12 +41,16 @@ class Components:
         label: int64 [k], the index into ``labels``.
         labels: The distinct label names, sorted.
         free: bool [groups], groups without an adapter: there is nothing more to look at.
+        by_label: int64 [k], the components in the order of their labels.
+        label_starts: int64 [labels], where each label's begin in that order.
     """
 
     owner: IntArray
     label: IntArray
     labels: tuple[str, ...]
     free: NDArray[np.bool_]
+    by_label: IntArray
+    label_starts: IntArray
 
     @classmethod
     def of(
@@ -55,11 +59,15 @@ class Components:
         """Index the components of a Gaussian head."""
         labels = tuple(sorted({label for _, label in components}))
         position = {label: index for index, label in enumerate(labels)}
+        label = np.array([position[label] for _, label in components], dtype=np.int64)
+        by_label = np.argsort(label, kind="stable")
         return cls(
             owner=np.array([group for group, _ in components], dtype=np.int64),
-            label=np.array([position[label] for _, label in components], dtype=np.int64),
+            label=label,
             labels=labels,
             free=np.array(free, dtype=np.bool_),
+            by_label=by_label,
+            label_starts=np.searchsorted(label[by_label], np.arange(len(labels))),
         )
 
 
@@ -126,9 +134,9 @@ def route(
 
 
 def _by_label(posterior: FloatArray, components: Components) -> FloatArray:
-    summed = np.zeros((len(posterior), len(components.labels)))
-    for column, label in enumerate(components.label):
-        summed[:, label] += posterior[:, column]
+    summed: FloatArray = np.add.reduceat(
+        posterior[:, components.by_label], components.label_starts, axis=1
+    )
     return summed
 
 
