@@ -31,14 +31,13 @@ from edge_agent.bench.activations import Activations, cached
 from edge_agent.bench.datasets import load
 from edge_agent.bench.streams import build
 from edge_agent.bench.suite import SUITES, set_file, suite_encoder
-from edge_agent.decision import Decision
+from edge_agent.decision import GroupsDecision
 from edge_agent.objectives import CosineHead
 from edge_agent.quantised_training import quantise
 from edge_agent.strategies.engine import Engine
 from edge_agent.trainer_loop import Recipe, train
 from exporter.package import EncoderPackage
 from ood.calibration import score_quantiles
-from ood.mixture import Mixture
 from ood.scores import MahalanobisScore
 from ood.signature import signature
 from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
@@ -182,8 +181,8 @@ def own_features(engine: Engine, hidden: NDArray[Any], tensors: Tensors) -> Floa
 
 def right(engine: Engine, groups: Sequence[Learned], part: Part) -> NDArray[np.bool_]:
     """Which samples a device with these bundles decides rightly, bool [n]."""
-    decision = Decision(
-        Mixture.from_statistics([group.base for group in groups]),
+    decision = GroupsDecision(
+        [group.base for group in groups],
         [group.own for group in groups],
         max_rounds=MAX_ROUNDS,
     )

@@ -18,11 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.command import SET
-from edge_agent.decision import Decision, OwnFeatures
+from edge_agent.decision import GroupsDecision, OwnFeatures
 from edge_agent.snapshot import scale_images
 from exporter.package import EncoderPackage
 from exporter.preprocess import prepare
-from ood.mixture import Mixture
 from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
 
 ORDER_SEED: Final = 1993
@@ -142,7 +141,7 @@ def decided_accuracy(
         features: Base features of the samples [n, d].
         own_features: As for `Decision.route`.
     """
-    decision = Decision(Mixture.from_statistics(base), own, max_rounds=_MAX_ROUNDS)
+    decision = GroupsDecision(base, own, max_rounds=_MAX_ROUNDS)
     found = decision.route(features, own_features).label
     return float(np.mean(np.array(decision.labels)[found] == np.array(labels)))
 

@@ -366,6 +366,7 @@ class Agent:
             max_rounds=self.config.router.max_rounds,
             block=self.config.alarm.block,
             prior_changes=self.config.alarm.prior_changes,
+            adapters_in_memory=self.config.router.adapters_in_memory,
         )
 
     def _serving_of(self, generation: Generation) -> Serving:

@@ -158,9 +158,12 @@ class RouterSection(_Section, frozen=True, kw_only=True):
 
     Attributes:
         max_rounds: Most adapters tried for one sample before the decision stands.
+        adapters_in_memory: Most adapters kept in memory, the most recently used ones; the others
+            are read from disk when a sample needs them.
     """
 
     max_rounds: Positive = 4
+    adapters_in_memory: Positive = 50
 
 
 class GenerationsSection(_Section, frozen=True, kw_only=True):

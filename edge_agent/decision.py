@@ -8,7 +8,7 @@ NumPy only; running the encoder is the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -16,23 +16,48 @@ from numpy.typing import NDArray
 
 from edge_agent.router import Components, FloatArray, IntArray, Route, route
 from ood.mixture import Mixture
+from ood.pooled import Pooled
 from ood.statistics import ClassStatistics, GaussianHead, shrunk_covariance
 
 Floats = NDArray[np.float32]
 OwnFeatures = Callable[[int, IntArray], Floats]
+Look = Callable[[int, IntArray], FloatArray | None]
 
 # Base and own evidence rest on the same pixels: each at half its weight, or what both see would
 # count twice. Accuracy was measured to be flat from 0.2 to 0.7.
 _SHARE: Final = 0.5
 
 
+class OwnHeads:
+    """Heads over a bundle's own labels, each in its own adapter's space.
+
+    A bundle learned from few samples cannot estimate a covariance alone: the covariance pooled
+    over all adapters' spaces stands in for as many samples as features have dimensions (the mean
+    of an inverse-Wishart posterior), and matters less the more samples the bundle has of its own.
+
+    Args:
+        pooled: The statistics of all bundles with an adapter, each in its own space, added in
+            canonical order.
+    """
+
+    def __init__(self, pooled: Pooled) -> None:
+        self._prior, _ = shrunk_covariance(pooled.scatter, freedom=pooled.freedom)
+
+    def head(self, group: ClassStatistics) -> GaussianHead:
+        """The head of one of those bundles, by its statistics in its own space."""
+        covariance, _ = shrunk_covariance(
+            group.scatter + group.dim * self._prior,
+            freedom=group.samples - len(group.labels) + group.dim,
+        )
+        return GaussianHead([(0, label) for label in group.labels], group.means, covariance)
+
+
 class Decision:
-    """Decides samples by the statistics of the installed bundles; immutable.
+    """Decides samples by what the base space and the adapters that are asked say; immutable.
 
     Args:
         mixture: The head in the base space.
-        own: For each group its statistics in its adapter's space, in canonical order; None for a
-            group without an adapter.
+        adapts: For each group whether it has an adapter.
         max_rounds: Most adapters run for one sample.
 
     Attributes:
@@ -40,45 +65,36 @@ class Decision:
         adapts: bool [groups], which groups have an adapter.
     """
 
-    def __init__(
-        self, mixture: Mixture, own: Sequence[ClassStatistics | None], *, max_rounds: int
-    ) -> None:
+    def __init__(self, mixture: Mixture, adapts: Sequence[bool], *, max_rounds: int) -> None:
         self.labels = mixture.labels
-        self.adapts = np.array([statistics is not None for statistics in own], dtype=np.bool_)
+        self.adapts = np.array(adapts, dtype=np.bool_)
         self._mixture = mixture
         self._max_rounds = max_rounds
         self._components = Components.of(mixture.entries, ~self.adapts)
-        self._columns = [np.flatnonzero(self._components.owner == g) for g in range(len(own))]
-        self._heads = own_heads(own)
 
     def route(
-        self,
-        features: Floats,
-        own_features: OwnFeatures,
-        *,
-        settled: NDArray[np.bool_] | None = None,
+        self, base: FloatArray, look: Look, *, settled: NDArray[np.bool_] | None = None
     ) -> Route:
         """Decide a batch.
 
         Args:
-            features: l2-normalised base features of all depths, float32 [n, d].
-            own_features: ``own_features(group, rows)`` gives those rows' l2-normalised features
-                in the group's own space; called only for groups with an adapter.
+            base: What ``mixture.log_likelihoods`` gives for the samples, float64 [n, components].
+            look: ``look(group, rows)`` gives the log-likelihoods of the group's labels in its own
+                space, float64 [len(rows), labels], or None where its adapter cannot be had: then
+                the base space decides among them. Called only for groups with an adapter.
             settled: bool [n], samples that the base space alone decides; None for none.
         """
-        base = self._mixture.log_likelihoods(features)
+        mixture = self._mixture
 
         def evidence(group: int, rows: IntArray) -> FloatArray:
-            head = self._heads[group]
-            assert head is not None  # the router asks only groups that adapt
-            own = head.log_likelihoods(own_features(group, rows))
-            columns = self._columns[group]
-            entries = self._mixture.component[columns]
-            shared = base[np.ix_(rows, entries)] + np.log(self._mixture.share[columns])
-            return _softmax(_SHARE * own + (1.0 - _SHARE) * shared)
+            first, after = np.searchsorted(self._components.owner, (group, group + 1))
+            entries = mixture.component[first:after]
+            shared = base[np.ix_(rows, entries)] + np.log(mixture.share[first:after])
+            own = look(group, rows)
+            return _softmax(shared if own is None else _SHARE * own + (1.0 - _SHARE) * shared)
 
         return route(
-            self._mixture.posterior(base),
+            mixture.posterior(base),
             self._components,
             evidence,
             max_rounds=self._max_rounds,
@@ -86,36 +102,46 @@ class Decision:
         )
 
 
-def own_heads(groups: Sequence[ClassStatistics | None]) -> list[GaussianHead | None]:
-    """For each group the head over its own labels, in its own space; None where there is none.
-
-    A bundle learned from few samples cannot estimate a covariance alone: the covariance pooled
-    over all adapters' spaces stands in for as many samples as features have dimensions (the mean
-    of an inverse-Wishart posterior), and matters less the more samples the bundle has of its own.
+class GroupsDecision:
+    """Decides by groups whose statistics are all in memory: a strategy's, or a single bundle's.
 
     Args:
-        groups: Every bundle's statistics in its own space, in canonical order.
+        base: Each group's statistics of base features, in canonical order.
+        own: Each group's statistics in its adapter's space; None for one without an adapter.
+        max_rounds: Most adapters run for one sample.
+
+    Attributes:
+        labels: Every label it can answer, sorted.
     """
-    present = [group for group in groups if group is not None]
-    if not present:
-        return [None] * len(groups)
-    scatter = np.sum([group.scatter for group in present], axis=0)
-    pooled, _ = shrunk_covariance(scatter, freedom=sum(map(_freedom, present)))
-    heads: list[GaussianHead | None] = []
-    for group in groups:
-        if group is None:
-            heads.append(None)
-            continue
-        prior = group.dim
-        covariance, _ = shrunk_covariance(
-            group.scatter + prior * pooled, freedom=_freedom(group) + prior
-        )
-        heads.append(GaussianHead([(0, label) for label in group.labels], group.means, covariance))
-    return heads
 
+    def __init__(
+        self,
+        base: Iterable[ClassStatistics],
+        own: Sequence[ClassStatistics | None],
+        *,
+        max_rounds: int,
+    ) -> None:
+        made = OwnHeads(Pooled(group for group in own if group is not None))
+        self._heads = [None if group is None else made.head(group) for group in own]
+        self._mixture = Mixture.from_statistics(base)
+        adapts = [head is not None for head in self._heads]
+        self._decision = Decision(self._mixture, adapts, max_rounds=max_rounds)
+        self.labels = self._decision.labels
 
-def _freedom(group: ClassStatistics) -> int:
-    return group.samples - len(group.labels)
+    def route(self, features: Floats, own_features: OwnFeatures) -> Route:
+        """Decide a batch.
+
+        Args:
+            features: l2-normalised base features of all depths, float32 [n, d].
+            own_features: ``own_features(group, rows)`` gives those rows' l2-normalised features
+                in the group's own space; called only for groups with an adapter.
+        """
+
+        def look(group: int, rows: IntArray) -> FloatArray | None:
+            head = self._heads[group]
+            return None if head is None else head.log_likelihoods(own_features(group, rows))
+
+        return self._decision.route(self._mixture.log_likelihoods(features), look)
 
 
 def _softmax(logits: FloatArray) -> FloatArray:

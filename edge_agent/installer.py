@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapter_store.bundle import check_compatible, unpack
 from adapter_store.generation import Generation, GenerationManifest
 from adapter_store.state import StateDir
+from edge_agent.adapters import StoredBundles
 from edge_agent.alignment import Alignment
 from edge_agent.errors import InstallError
-from edge_agent.serving import Serving
+from edge_agent.serving import ADAPTERS_IN_MEMORY, Serving
 from exporter.sessions import EncoderSessions
 from ood.errors import OodError
 
@@ -34,12 +34,14 @@ class Settings:
         max_rounds: Most adapters run for one sample.
         block: Samples that one scene of the stream lasts.
         prior_changes: Whether a change of the classes' proportions alone is a shift.
+        adapters_in_memory: Most adapters kept in memory; the others are read when needed.
     """
 
     false_alarm_every: float
     max_rounds: int
     block: int = 1
     prior_changes: bool = False
+    adapters_in_memory: int = ADAPTERS_IN_MEMORY
 
 
 def load_serving(
@@ -69,16 +71,10 @@ def load_serving(
         BundleError: A bundle is damaged or for another encoder; the message says which.
         InstallError: The statistics and the calibration features do not fit together.
     """
-    interface = sessions.package.interface()
-    bundles = {}
-    for bundle_digest in sorted(set(bundle_digests)):
-        bundle = unpack(read_bundle(bundle_digest))
-        check_compatible(bundle, interface)
-        bundles[bundle_digest] = bundle
     try:
         return Serving(
             sessions,
-            bundles,
+            StoredBundles(read_bundle, bundle_digests, sessions.package.interface()),
             # On disk they are float16: a candidate must be exactly what will be installed.
             calibration_features.astype(np.float16),
             number=number,
@@ -88,6 +84,7 @@ def load_serving(
             block=settings.block,
             prior_changes=settings.prior_changes,
             alignment=alignment,
+            adapters_in_memory=settings.adapters_in_memory,
         )
     except OodError as error:
         raise InstallError(f"the bundles do not make a generation: {error}") from error

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from adapter_store.bundle import FROZEN, Bundle
+from adapter_store.bundle import FROZEN, Bundle, Manifest
+from edge_agent.adapters import Adapters
 from edge_agent.alignment import Alignment
-from edge_agent.decision import Decision
+from edge_agent.decision import Decision, OwnHeads
 from edge_agent.errors import InstallError
 from edge_agent.router import FloatArray, IntArray, Route
 from exporter.errors import EncoderError, PreprocessError
@@ -26,7 +27,12 @@ from exporter.package import PREFIX_KEY, SUFFIX_KEY, WEIGHTS, EncoderPackage
 from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
 from ood.detector import Detector
+from ood.mixture import Mixture
+from ood.pooled import Pooled
 from ood.statistics import l2_normalise
+
+# So many adapters are kept in memory where nobody says otherwise.
+ADAPTERS_IN_MEMORY: Final = 50
 
 _BATCH: Final = 32  # bounds the memory of one inference, whatever a request holds
 _NOISE_SEED: Final = 20_240_229
@@ -83,8 +89,8 @@ class Serving:
 
     Args:
         sessions: The encoder's sessions, shared between generations.
-        bundles: The installed bundles by digest; used in the order of their digests, so the
-            order in which they were installed changes nothing.
+        bundles: The installed bundles by digest; each is read once, in the order of the digests,
+            so the order in which they were installed changes nothing.
         calibration_features: float [m, d], base features of held-out, unshifted samples.
         number: The generation's number; 0 for a candidate.
         digest: The generation's digest; empty for a candidate.
@@ -94,10 +100,12 @@ class Serving:
         prior_changes: Whether a change of the classes' proportions alone is a shift.
         alignment: Brings features of a shifted domain back, for the decision about samples that
             it makes likelier; None for a generation without one.
+        adapters_in_memory: Most adapters kept in memory; the others are read when needed.
 
     Attributes:
         number: The generation's number.
-        bundles: The installed bundles by digest, sorted.
+        bundles: The installed bundles by digest.
+        manifests: What each of them says of itself, by digest, sorted.
         labels: Every label it can answer, sorted.
         detector: Scores samples and watches their stream.
     """
@@ -115,19 +123,29 @@ class Serving:
         block: int = 1,
         prior_changes: bool = False,
         alignment: Alignment | None = None,
+        adapters_in_memory: int = ADAPTERS_IN_MEMORY,
     ) -> None:
         if not bundles:
             raise InstallError("a generation needs at least one bundle; none was given")
         self.number = number
-        self.bundles = {digest: bundles[digest] for digest in sorted(bundles)}
+        self.bundles = bundles
+        self.manifests: dict[str, Manifest] = {}
         self._digest = digest
         self._sessions = sessions
         self._package = sessions.package
-        self._order = tuple(self.bundles)
+        self._order = tuple(sorted(bundles))
         self._alignment = alignment
-        groups = list(self.bundles.values())
-        self.detector = Detector.fit(
-            [bundle.base for bundle in groups],
+        base, own = Pooled(), Pooled()
+        for each in self._order:
+            bundle = bundles[each]
+            self.manifests[each] = bundle.manifest
+            base.add(bundle.base)
+            if bundle.manifest.family != FROZEN:
+                own.add(bundle.own)
+        self._adapters = Adapters(bundles, OwnHeads(own), capacity=adapters_in_memory)
+        mixture = Mixture.of(base)
+        self.detector = Detector.of(
+            mixture,
             calibration_features.astype(np.float32),
             false_alarm_every=false_alarm_every,
             block=block,
@@ -135,8 +153,8 @@ class Serving:
             parts=self._package.manifest.feature_parts,
         )
         self._decision = Decision(
-            self.detector.mixture,
-            [None if bundle.manifest.family == FROZEN else bundle.own for bundle in groups],
+            mixture,
+            [manifest.family != FROZEN for manifest in self.manifests.values()],
             max_rounds=max_rounds,
         )
         self.labels = self._decision.labels
@@ -184,12 +202,12 @@ class Serving:
             "bundles": [
                 {
                     "digest": digest,
-                    "family": bundle.manifest.family,
-                    "task": bundle.manifest.task,
-                    "labels": list(bundle.manifest.labels),
-                    "samples": bundle.manifest.samples,
+                    "family": manifest.family,
+                    "task": manifest.task,
+                    "labels": list(manifest.labels),
+                    "samples": manifest.samples,
                 }
-                for digest, bundle in self.bundles.items()
+                for digest, manifest in self.manifests.items()
             ],
         }
 
@@ -205,7 +223,8 @@ class Serving:
         with np.errstate(all="ignore"):
             hidden = self._sessions.prefix(prepare(noise, self._package))
             for digest, bundle in self.bundles.items():
-                features = self._suffix(hidden, bundle)
+                family = None if bundle.manifest.family == FROZEN else bundle.manifest.family
+                features = self._sessions.suffix(hidden, bundle.tensors, family)
                 if not np.isfinite(features).all() or not np.abs(features).max(axis=1).all():
                     raise InstallError(
                         f"bundle {digest[:12]} gives features that are not finite or all zero; "
@@ -221,28 +240,31 @@ class Serving:
         # How foreign a sample is goes by what came: aligning must not hide that it is new.
         scores = self.detector.score(features)
         p_values = self.detector.p_values(scores)
-        routed = self._route(hidden, features)
-        nearest = self.detector.nearest(features)
-        return Inference(self._answers(routed, scores, p_values), features, scores, nearest)
+        mixture = self.detector.mixture
+        likelihoods = mixture.log_likelihoods(features)
+        routed = self._route(hidden, features, likelihoods)
+        answers = self._answers(routed, scores, p_values)
+        return Inference(answers, features, scores, mixture.nearest(likelihoods))
 
-    def _route(self, hidden: NDArray[np.float32], features: NDArray[np.float32]) -> Route:
-        groups = list(self.bundles.values())
-        aligned = features
+    def _route(
+        self, hidden: NDArray[np.float32], features: NDArray[np.float32], likelihoods: FloatArray
+    ) -> Route:
+        settled = None
         if self._alignment is not None:
-            aligned = self._alignment.applied(features, self.detector.mixture)
-        # An adapter's own features are not aligned: of a sample that is, the base space decides.
-        settled = (aligned != features).any(axis=1)
+            mixture = self.detector.mixture
+            aligned = self._alignment.applied(features, mixture)
+            likelihoods = mixture.log_likelihoods(aligned)
+            # An adapter's own features are not aligned: where one is, the base space decides.
+            settled = (aligned != features).any(axis=1)
 
-        def own_features(group: int, rows: IntArray) -> NDArray[np.float32]:
-            bundle = groups[group]
-            return l2_normalise(self._suffix(hidden[rows], bundle)[:, : bundle.own.dim])
+        def look(group: int, rows: IntArray) -> FloatArray | None:
+            adapter = self._adapters.get(self._order[group])
+            if adapter is None:
+                return None
+            adapted = self._sessions.suffix(hidden[rows], adapter.tensors, adapter.family)
+            return adapter.head.log_likelihoods(l2_normalise(adapted[:, : adapter.head.dim]))
 
-        return self._decision.route(aligned, own_features, settled=settled)
-
-    def _suffix(self, hidden: NDArray[np.float32], bundle: Bundle) -> NDArray[np.float32]:
-        if bundle.manifest.family == FROZEN:
-            return self._sessions.suffix(hidden, None)
-        return self._sessions.suffix(hidden, bundle.tensors, bundle.manifest.family)
+        return self._decision.route(likelihoods, look, settled=settled)
 
     def _answers(self, routed: Route, scores: FloatArray, p_values: FloatArray) -> list[Answer]:
         passes = 1.0 + self._suffix_share * routed.adapter_passes

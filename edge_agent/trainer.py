@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from adapter_store.blobs import write_durably
 from adapter_store.bundle import FROZEN, Bundle, Manifest, pack
 from edge_agent.cleaning import trusted_labels
-from edge_agent.decision import Decision
+from edge_agent.decision import GroupsDecision
 from edge_agent.errors import TrainingDataError
 from edge_agent.training_job import (
     CHECKPOINT,
@@ -51,7 +51,6 @@ from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
 from ood.calibration import score_quantiles
 from ood.errors import DriftkeelError
-from ood.mixture import Mixture
 from ood.scores import MahalanobisScore
 from ood.signature import signature
 from ood.statistics import ClassStatistics, l2_normalise
@@ -327,9 +326,7 @@ def _answers(
         assert own is not None  # asked only where there is an adapter
         return own[rows]
 
-    decision = Decision(
-        Mixture.from_statistics([statistics]), [own_statistics], max_rounds=_MAX_ROUNDS
-    )
+    decision = GroupsDecision([statistics], [own_statistics], max_rounds=_MAX_ROUNDS)
     return [decision.labels[k] for k in decision.route(base, own_features).label]
 
 

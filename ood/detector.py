@@ -81,7 +81,27 @@ class Detector:
         Raises:
             OodError: the statistics or features are unusable, or the budget is out of range.
         """
-        mixture = Mixture.from_statistics(groups)
+        return cls.of(
+            Mixture.from_statistics(groups),
+            calibration_features,
+            false_alarm_every=false_alarm_every,
+            block=block,
+            prior_changes=prior_changes,
+            parts=parts,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        mixture: Mixture,
+        calibration_features: npt.ArrayLike,
+        *,
+        false_alarm_every: float,
+        block: int = 1,
+        prior_changes: bool = False,
+        parts: Sequence[int] = (),
+    ) -> Detector:
+        """Build the detector of a mixture; arguments and errors as for `fit`."""
         features = check_features(calibration_features, dim=mixture.head.dim)
         score: Score = MahalanobisScore(mixture.head)
         if len(features) >= _LEAST_CALIBRATION:

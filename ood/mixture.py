@@ -7,13 +7,14 @@ test decides. Called by the detector and by the daemon's decisions; reads and wr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ood.statistics import ClassStatistics, GaussianHead, common_dim, shrunk_covariance
+from ood.pooled import Pooled
+from ood.statistics import ClassStatistics, GaussianHead, shrunk_covariance
 from ood.validation import FloatArray
 
 # T²/d of two means of one Gaussian is 1 on average, once the covariance's own error is allowed for.
@@ -46,21 +47,28 @@ class Mixture:
     share: FloatArray
 
     @classmethod
-    def from_statistics(cls, groups: Sequence[ClassStatistics]) -> Mixture:
+    def from_statistics(cls, groups: Iterable[ClassStatistics]) -> Mixture:
         """Build the head of the installed groups, in their canonical order.
 
         Raises:
             OodError: there is no group, or the groups are of different dimensions.
         """
-        dim = common_dim(groups)
-        entries = tuple((g, label) for g, group in enumerate(groups) for label in group.labels)
-        means = np.vstack([group.means for group in groups])
-        counts = np.concatenate([group.counts for group in groups]).astype(np.float64)
-        scatter = np.sum([group.scatter for group in groups], axis=0)
-        freedom = int(counts.sum()) - len(entries)
+        return cls.of(Pooled(groups))
+
+    @classmethod
+    def of(cls, pooled: Pooled) -> Mixture:
+        """Build the head of groups that were added up before.
+
+        Raises:
+            OodError: there is no group.
+        """
+        means, counts, scatter = pooled.means, pooled.counts, pooled.scatter
+        dim, freedom = len(scatter), pooled.freedom
+        entries = tuple(pooled.entries)
         covariance, shrinkage = shrunk_covariance(scatter, freedom=freedom)
         labels = tuple(sorted({label for _, label in entries}))
-        owner = np.array([labels.index(label) for _, label in entries])
+        position = {label: k for k, label in enumerate(labels)}
+        owner = np.array([position[label] for _, label in entries])
         tolerance = SAME_LOOK * _unseen_distance(scatter, covariance, shrinkage, freedom)
         component = _clusters(means, counts, owner, covariance, tolerance)
         kept = int(component.max()) + 1
@@ -72,7 +80,7 @@ class Mixture:
         gaps = (means - merged_means[component]) * np.sqrt(counts)[:, None]
         if kept < len(entries):
             covariance, shrinkage = shrunk_covariance(
-                scatter + gaps.T @ gaps, freedom=int(counts.sum()) - kept
+                scatter + gaps.T @ gaps, freedom=pooled.samples - kept
             )
         label = np.zeros(kept, np.int64)
         label[component] = owner
@@ -86,6 +94,11 @@ class Mixture:
     def log_likelihoods(self, features: npt.ArrayLike) -> FloatArray:
         """Return log p(feature, component | label) of every component, float64 [n, k]."""
         result: FloatArray = self.head.log_likelihoods(features) + self.log_prior
+        return result
+
+    def nearest(self, log_likelihoods: FloatArray) -> npt.NDArray[np.int64]:
+        """Return the component each sample is nearest to, int64 [n]; see `posterior`."""
+        result: npt.NDArray[np.int64] = (log_likelihoods - self.log_prior).argmax(axis=1)
         return result
 
     def posterior(self, log_likelihoods: FloatArray) -> FloatArray:

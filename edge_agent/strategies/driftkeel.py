@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from adapter_store.bundle import FROZEN, Bundle, Manifest, pack, unpack
 from adapter_store.codecs import Codec
 from edge_agent.cleaning import trusted_labels
-from edge_agent.decision import Decision
+from edge_agent.decision import GroupsDecision
 from edge_agent.strategies.base import Floats, Prediction, Task
 from edge_agent.strategies.engine import Engine
 from edge_agent.trials import Answers, earns_its_place
 from ood.calibration import score_quantiles
-from ood.mixture import Mixture
 from ood.scores import MahalanobisScore
 from ood.signature import signature
 from ood.statistics import ClassStatistics, l2_normalise
@@ -42,7 +41,7 @@ class DriftkeelPredictor:
     """The decision over all bundles."""
 
     engine: Engine
-    decision: Decision
+    decision: GroupsDecision
     adapters: tuple[dict[str, Floats], ...]
 
     @property
@@ -141,8 +140,8 @@ class Driftkeel:
         return tensors if earns_its_place(answers).accepted else {}
 
 
-def _decision(base: list[ClassStatistics], own: list[ClassStatistics | None]) -> Decision:
-    return Decision(Mixture.from_statistics(base), own, max_rounds=_MAX_ROUNDS)
+def _decision(base: list[ClassStatistics], own: list[ClassStatistics | None]) -> GroupsDecision:
+    return GroupsDecision(base, own, max_rounds=_MAX_ROUNDS)
 
 
 def _answers(

@@ -9,12 +9,13 @@ import pytest
 from numpy.typing import NDArray
 
 from adapter_store.bundle import Bundle, bundle_digest, unpack
-from edge_agent.decision import own_heads
+from edge_agent.decision import OwnHeads
 from edge_agent.errors import InstallError
 from edge_agent.fit import encode
 from edge_agent.serving import Serving, suffix_share
 from exporter.errors import PreprocessError
 from exporter.sessions import EncoderSessions
+from ood.pooled import Pooled
 from ood.statistics import ClassStatistics
 
 
@@ -164,7 +165,7 @@ def test_few_samples_lean_on_the_covariance_of_all_bundles() -> None:
     few_samples = rng.normal(size=(4, 4)) * spread
     few = ClassStatistics.fit(few_samples, ["c", "c", "d", "d"])
     across = few.means[:1] + np.array([0.0, 1.0, 0.0, 0.0])
-    alone, leaning = own_heads([few])[0], own_heads([many, few])[1]
+    alone, leaning = OwnHeads(Pooled([few])).head(few), OwnHeads(Pooled([many, few])).head(few)
     assert leaning.distances(across)[0, 0] > 2 * alone.distances(across)[0, 0]
 
 

@@ -1,0 +1,114 @@
+"""The installed bundles of one generation, of which only a few are in memory at a time.
+
+A device may have a thousand adapters on its disk and memory for fifty: what heads and detector are
+computed from was added up when the generation was loaded, and an adapter is read again when a
+sample needs it. The least recently used goes first.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapter_store.bundle import Bundle, EncoderInterface, check_compatible, unpack
+from edge_agent.decision import OwnHeads
+from ood.errors import DriftkeelError
+from ood.statistics import GaussianHead
+
+log = logging.getLogger(__name__)
+
+
+class StoredBundles(Mapping[str, Bundle]):
+    """Bundles by digest, sorted; each is read and checked when it is asked for, and not kept.
+
+    Args:
+        read: Gives a bundle's bytes by digest, and refuses damaged ones.
+        digests: Which bundles, in any order; each counts once.
+        interface: The encoder they must fit.
+    """
+
+    def __init__(
+        self, read: Callable[[str], bytes], digests: Sequence[str], interface: EncoderInterface
+    ) -> None:
+        self._read = read
+        self._interface = interface
+        self._digests = dict.fromkeys(sorted(set(digests)))
+
+    def __getitem__(self, digest: str) -> Bundle:
+        """Read one bundle.
+
+        Raises:
+            BundleError: It is damaged or for another encoder; the message says which.
+            StoreError: It cannot be read.
+        """
+        if digest not in self._digests:
+            raise KeyError(digest)
+        bundle = unpack(self._read(digest))
+        check_compatible(bundle, self._interface)
+        return bundle
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """What it takes to look at a sample with one adapter.
+
+    Attributes:
+        family: Its mathematics.
+        tensors: Its parameters by name, float32.
+        head: The head over its bundle's labels, in its own space.
+    """
+
+    family: str
+    tensors: Mapping[str, NDArray[np.float32]]
+    head: GaussianHead
+
+
+class Adapters:
+    """The adapters of a generation, the most recently used ones in memory; thread-safe.
+
+    Args:
+        bundles: The installed bundles by digest.
+        heads: Makes the head of each.
+        capacity: Most adapters in memory, at least 1.
+    """
+
+    def __init__(self, bundles: Mapping[str, Bundle], heads: OwnHeads, *, capacity: int) -> None:
+        self._bundles = bundles
+        self._heads = heads
+        self._capacity = capacity
+        self._held: OrderedDict[str, Adapter] = OrderedDict()
+        self._lock = threading.Lock()
+        self._lost: set[str] = set()
+
+    def get(self, digest: str) -> Adapter | None:
+        """One adapter; None, with a word in the log, when its bundle can no longer be read."""
+        with self._lock:
+            held = self._held.get(digest)
+            if held is not None:
+                self._held.move_to_end(digest)
+                return held
+            try:
+                bundle = self._bundles[digest]
+            except (DriftkeelError, OSError) as error:
+                if digest not in self._lost:
+                    self._lost.add(digest)
+                    log.warning("adapter %s is left out of answers: %s", digest[:12], error)
+                return None
+            self._lost.discard(digest)
+            head = self._heads.head(bundle.own)
+            made = self._held[digest] = Adapter(bundle.manifest.family, bundle.tensors, head)
+            if len(self._held) > self._capacity:
+                self._held.popitem(last=False)
+            return made
