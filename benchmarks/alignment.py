@@ -70,7 +70,7 @@ def draw(
         rows = features[test]
         if aligned and alignment is not None:
             rows = alignment.applied(rows, mixture)
-        guesses = mixture.posterior(mixture.log_likelihoods(rows)).argmax(axis=1)
+        guesses = mixture.evidence(rows).posterior().argmax(axis=1)
         names = np.array([label for _, label in mixture.entries])
         return float(np.mean(names[guesses] == labels[test]))
 

@@ -197,7 +197,7 @@ def accuracy(
 ) -> float:
     """Accuracy of the head over all groups."""
     mixture = Mixture.from_statistics(groups)
-    posterior = mixture.posterior(mixture.log_likelihoods(features))
+    posterior = mixture.evidence(features).posterior()
     names = np.array([label for _, label in mixture.entries])
     shares = np.stack([posterior[:, names == label].sum(axis=1) for label in mixture.labels], 1)
     found = np.array(mixture.labels)[shares.argmax(axis=1)]

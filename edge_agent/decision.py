@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.router import Components, FloatArray, IntArray, Route, route
-from ood.mixture import Mixture
+from ood.mixture import BaseEvidence, Mixture
 from ood.pooled import Pooled
 from ood.statistics import ClassStatistics, GaussianHead, shrunk_covariance
 
@@ -73,12 +73,12 @@ class Decision:
         self._components = Components.of(mixture.entries, ~self.adapts)
 
     def route(
-        self, base: FloatArray, look: Look, *, settled: NDArray[np.bool_] | None = None
+        self, base: BaseEvidence, look: Look, *, settled: NDArray[np.bool_] | None = None
     ) -> Route:
         """Decide a batch.
 
         Args:
-            base: What ``mixture.log_likelihoods`` gives for the samples, float64 [n, components].
+            base: What the mixture says of the n samples.
             look: ``look(group, rows)`` gives the log-likelihoods of the group's labels in its own
                 space, float64 [len(rows), labels], or None where its adapter cannot be had: then
                 the base space decides among them. Called only for groups with an adapter.
@@ -89,12 +89,12 @@ class Decision:
         def evidence(group: int, rows: IntArray) -> FloatArray:
             first, after = np.searchsorted(self._components.owner, (group, group + 1))
             entries = mixture.component[first:after]
-            shared = base[np.ix_(rows, entries)] + np.log(mixture.share[first:after])
+            shared = base.of(rows, entries) + np.log(mixture.share[first:after])
             own = look(group, rows)
             return _softmax(shared if own is None else _SHARE * own + (1.0 - _SHARE) * shared)
 
         return route(
-            mixture.posterior(base),
+            base.posterior(),
             self._components,
             evidence,
             max_rounds=self._max_rounds,
@@ -141,7 +141,7 @@ class GroupsDecision:
             head = self._heads[group]
             return None if head is None else head.log_likelihoods(own_features(group, rows))
 
-        return self._decision.route(self._mixture.log_likelihoods(features), look)
+        return self._decision.route(self._mixture.evidence(features), look)
 
 
 def _softmax(logits: FloatArray) -> FloatArray:

@@ -27,7 +27,7 @@ from exporter.package import PREFIX_KEY, SUFFIX_KEY, WEIGHTS, EncoderPackage
 from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
 from ood.detector import Detector
-from ood.mixture import Mixture
+from ood.mixture import BaseEvidence, Mixture
 from ood.pooled import Pooled
 from ood.statistics import l2_normalise
 
@@ -241,19 +241,19 @@ class Serving:
         scores = self.detector.score(features)
         p_values = self.detector.p_values(scores)
         mixture = self.detector.mixture
-        likelihoods = mixture.log_likelihoods(features)
-        routed = self._route(hidden, features, likelihoods)
+        base = mixture.evidence(features)
+        routed = self._route(hidden, features, base)
         answers = self._answers(routed, scores, p_values)
-        return Inference(answers, features, scores, mixture.nearest(likelihoods))
+        return Inference(answers, features, scores, base.nearest())
 
     def _route(
-        self, hidden: NDArray[np.float32], features: NDArray[np.float32], likelihoods: FloatArray
+        self, hidden: NDArray[np.float32], features: NDArray[np.float32], base: BaseEvidence
     ) -> Route:
         settled = None
         if self._alignment is not None:
             mixture = self.detector.mixture
             aligned = self._alignment.applied(features, mixture)
-            likelihoods = mixture.log_likelihoods(aligned)
+            base = mixture.evidence(aligned)
             # An adapter's own features are not aligned: where one is, the base space decides.
             settled = (aligned != features).any(axis=1)
 
@@ -264,7 +264,7 @@ class Serving:
             adapted = self._sessions.suffix(hidden[rows], adapter.tensors, adapter.family)
             return adapter.head.log_likelihoods(l2_normalise(adapted[:, : adapter.head.dim]))
 
-        return self._decision.route(likelihoods, look, settled=settled)
+        return self._decision.route(base, look, settled=settled)
 
     def _answers(self, routed: Route, scores: FloatArray, p_values: FloatArray) -> list[Answer]:
         passes = 1.0 + self._suffix_share * routed.adapter_passes

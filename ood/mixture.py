@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from ood.pooled import Pooled
+from ood.shortlist import CANDIDATES, Shortlist
 from ood.statistics import ClassStatistics, GaussianHead, shrunk_covariance
 from ood.validation import FloatArray
 
@@ -21,6 +23,8 @@ from ood.validation import FloatArray
 # Measured on PACS at 3, 10, 30 and all samples a class: halves of one class at random 1.0 in the
 # median and 2.5 at most; two domains 2.1 to 25 in the median, above 2 nearly always from 10 on.
 SAME_LOOK = 2.0
+# With up to so many components a shortlist would cost more than it saves.
+_LOOK_AT_ALL = 2 * CANDIDATES
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,21 +100,70 @@ class Mixture:
         result: FloatArray = self.head.log_likelihoods(features) + self.log_prior
         return result
 
-    def nearest(self, log_likelihoods: FloatArray) -> npt.NDArray[np.int64]:
-        """Return the component each sample is nearest to, int64 [n]; see `posterior`."""
-        result: npt.NDArray[np.int64] = (log_likelihoods - self.log_prior).argmax(axis=1)
-        return result
+    def evidence(self, features: npt.ArrayLike) -> BaseEvidence:
+        """Look at samples once, for whoever classifies them and whoever watches their stream.
 
-    def posterior(self, log_likelihoods: FloatArray) -> FloatArray:
-        """Return P(entry | feature), float64 [n, entries]; rows sum to one.
-
-        Args:
-            log_likelihoods: float64 [n, k], as `log_likelihoods` gives them.
+        Raises:
+            OodError: features are empty, not finite, or of another dimension.
         """
-        weights = np.exp(log_likelihoods - log_likelihoods.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True)
-        result: FloatArray = weights[:, self.component] * self.share
+        return BaseEvidence(self, self.head.white(features))
+
+    @cached_property
+    def shortlist(self) -> Shortlist | None:
+        """Names the components near a sample; None where there are few enough to look at all."""
+        if len(self.label) <= _LOOK_AT_ALL:
+            return None
+        return Shortlist(self.head.white_means)
+
+
+class BaseEvidence:
+    """What a mixture says of a batch: exact, but of many components only those near each sample.
+
+    Args:
+        mixture: The mixture.
+        white: The samples in the head's whitened coordinates, float64 [n, d].
+    """
+
+    def __init__(self, mixture: Mixture, white: FloatArray) -> None:
+        self._mixture = mixture
+        self._white = white
+        shortlist = mixture.shortlist
+        if shortlist is None:
+            self._near = np.tile(np.arange(len(mixture.label)), (len(white), 1))
+            self._distances = mixture.head.white_distances(white)
+        else:
+            self._near = shortlist.near(white)
+            self._distances = np.vstack(
+                [
+                    mixture.head.white_distances(row[None], near)
+                    for row, near in zip(white, self._near, strict=True)
+                ]
+            )
+
+    def nearest(self) -> npt.NDArray[np.int64]:
+        """The component each sample is nearest to, int64 [n]."""
+        place = self._distances.argmin(axis=1)
+        result: npt.NDArray[np.int64] = self._near[np.arange(len(place)), place]
         return result
+
+    def posterior(self) -> FloatArray:
+        """P(entry | feature), float64 [n, entries]; rows sum to one."""
+        logs = self._logs(self._distances, self._near)
+        weights = np.exp(logs - logs.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        every = np.zeros((len(weights), len(self._mixture.label)))
+        np.put_along_axis(every, self._near, weights, axis=1)
+        result: FloatArray = every[:, self._mixture.component] * self._mixture.share
+        return result
+
+    def of(self, rows: npt.NDArray[np.int64], components: npt.NDArray[np.int64]) -> FloatArray:
+        """The samples' log p(feature, component | label), float64 [rows, components]."""
+        distances = self._mixture.head.white_distances(self._white[rows], components)
+        return self._logs(distances, components)
+
+    def _logs(self, distances: FloatArray, components: npt.NDArray[np.int64]) -> FloatArray:
+        result: FloatArray = self._mixture.head.log_densities(distances)
+        return result + self._mixture.log_prior[components]
 
 
 def _unseen_distance(

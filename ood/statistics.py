@@ -245,6 +245,7 @@ class GaussianHead:
         components: (group index, label) of each column of `distances`.
         means: float64 [k, d], the mean of each component.
         covariance: float64 [d, d], what they share.
+        white_means: float64 [k, d], the means in the coordinates of `white`.
         labels: the distinct labels, sorted; the columns of `label_probabilities`.
         shrinkage: the weight of the isotropic target in the covariance, 0..1.
 
@@ -272,10 +273,9 @@ class GaussianHead:
         # |L⁻¹(f − μ)|² = |W(f − c)|² − 2 W(f − c)·W(μ − c) + |W(μ − c)|²; centring on c, the mean
         # of the components, keeps the three terms of a size, so that little is lost in the sum.
         self._centre = means.mean(axis=0)
-        whiten = np.linalg.solve(factor, np.eye(len(factor))).T
-        whitened_means = (means - self._centre) @ whiten
-        self._project = np.ascontiguousarray(np.hstack([whiten, whiten @ whitened_means.T]))
-        self._offsets = np.einsum("kd,kd->k", whitened_means, whitened_means)
+        self._whiten = np.ascontiguousarray(np.linalg.solve(factor, np.eye(len(factor))).T)
+        self.white_means = (means - self._centre) @ self._whiten
+        self._offsets = np.einsum("kd,kd->k", self.white_means, self.white_means)
         log_determinant = 2.0 * float(np.log(np.diagonal(factor)).sum())
         self._log_normaliser = -0.5 * (log_determinant + len(factor) * np.log(2 * np.pi))
 
@@ -314,17 +314,50 @@ class GaussianHead:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        rows = check_features(features, dim=self.dim) - self._centre
-        projected = rows @ self._project
-        white, cross = projected[:, : self.dim], projected[:, self.dim :]
+        return self.white_distances(self.white(features))
+
+    def white(self, features: npt.ArrayLike) -> FloatArray:
+        """Return features in coordinates in which every component is a unit Gaussian.
+
+        Args:
+            features: l2-normalised features [n, d].
+
+        Returns:
+            float64 [n, d]; squared Euclidean distances to `white_means` are `distances`.
+
+        Raises:
+            OodError: features are empty, not finite, or of another dimension.
+        """
+        result: FloatArray = (check_features(features, dim=self.dim) - self._centre) @ self._whiten
+        return result
+
+    def white_distances(
+        self, white: FloatArray, components: npt.NDArray[np.int64] | None = None
+    ) -> FloatArray:
+        """Return squared distances of samples that `white` has transformed.
+
+        Args:
+            white: float64 [n, d].
+            components: indices of the components wanted, int64 [m]; all of them when None.
+
+        Returns:
+            float64 [n, m], ≥ 0.
+        """
+        means, offsets = self.white_means, self._offsets
+        if components is not None:
+            means, offsets = means[components], offsets[components]
         squared = np.einsum("nd,nd->n", white, white)
-        result: FloatArray = np.maximum(squared[:, None] - 2 * cross + self._offsets, 0.0)
+        result: FloatArray = np.maximum(squared[:, None] - 2 * (white @ means.T) + offsets, 0.0)
+        return result
+
+    def log_densities(self, distances: FloatArray) -> FloatArray:
+        """Return the log density at these squared distances from a component's mean."""
+        result: FloatArray = self._log_normaliser - 0.5 * distances
         return result
 
     def log_likelihoods(self, features: npt.ArrayLike) -> FloatArray:
         """Return the log density of each feature under each component, float64 [n, k]."""
-        result: FloatArray = self._log_normaliser - 0.5 * self.distances(features)
-        return result
+        return self.log_densities(self.distances(features))
 
     def label_probabilities(self, log_likelihoods: npt.ArrayLike) -> FloatArray:
         """Return the posterior over `labels`, with a uniform prior over labels.

@@ -44,7 +44,7 @@ def known() -> np.ndarray:
 
 
 def accuracy(mixture: Mixture, features: np.ndarray, labels: list[str]) -> float:
-    guesses = mixture.posterior(mixture.log_likelihoods(features)).argmax(axis=1)
+    guesses = mixture.evidence(features).posterior().argmax(axis=1)
     return float(
         np.mean([mixture.entries[g][1] == t for g, t in zip(guesses, labels, strict=True)])
     )

@@ -39,7 +39,7 @@ def test_two_domains_of_one_class_stay_two_components(centres) -> None:
     mixture = Mixture.from_statistics([first, second])
     assert mixture.component.tolist() == [0, 1]
     assert mixture.labels == ("a",)
-    posterior = mixture.posterior(mixture.log_likelihoods(looks(rng, centres[1], 5)))
+    posterior = mixture.evidence(looks(rng, centres[1], 5)).posterior()
     assert (posterior[:, 1] > 0.99).all()
 
 
@@ -82,7 +82,7 @@ def test_posteriors_are_distributions_over_every_entry(seed: int, count: int) ->
     assert shares == pytest.approx(np.ones(len(shares)))
     for entry, component in zip(mixture.entries, mixture.component, strict=True):
         assert mixture.labels[mixture.label[component]] == entry[1]
-    posterior = mixture.posterior(mixture.log_likelihoods(l2_normalise(rng.normal(size=(4, 5)))))
+    posterior = mixture.evidence(l2_normalise(rng.normal(size=(4, 5)))).posterior()
     assert posterior.sum(axis=1) == pytest.approx(np.ones(4))
 
 
