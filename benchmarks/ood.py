@@ -203,9 +203,7 @@ def _fitted(worlds: Worlds, world: World, tally: Tally) -> dict[str, Method]:
     methods[DEFAULT] = Method(whole, True, score.score, seconds, size)
     for name in fitted.SCORES:
         kept, seconds = _timed(
-            lambda name=name: fitted.fit(
-                name, world.fit.features, labels, seed=package.digest, parts=parts
-            )
+            lambda name=name: fitted.fit(name, world.fit.features, labels, seed=package.digest)
         )
         kept.score(world.fit.features[:1])
         methods[name] = Method(whole, False, kept.score, seconds, len(kept.to_bytes()))
@@ -276,13 +274,7 @@ def _hundred_classes(worlds: Worlds) -> dict[str, int]:
     labels = [f"{label} {row % 2}" for row, label in enumerate(part.labels)]
     kept = {}
     for name in ("hyperdimensional", "hyperdimensional-binary"):
-        found = fitted.fit(
-            name,
-            part.features,
-            labels,
-            seed=worlds.package.digest,
-            parts=worlds.package.manifest.feature_parts,
-        )
+        found = fitted.fit(name, part.features, labels, seed=worlds.package.digest)
         kept[name] = len(found.to_bytes())
     return kept
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ood.errors import OodError
-from ood.hypervectors import HypervectorState
+from ood.hyperdimensional import HypervectorState
 from ood.logits import BoundaryScore, EnergyScore, GenScore
 from ood.mahalanobis import HalfWhitenedScore, RelativeMahalanobisScore
 from ood.moments import Moments
@@ -144,7 +144,7 @@ class Kind:
     """How a score of one name is fitted and read.
 
     Attributes:
-        fit: from (features [n, d], labels), and by keyword ``seed`` and ``parts``.
+        fit: from (features [n, d], labels), and by keyword ``seed``.
         from_state: from the bytes of its state.
     """
 
@@ -158,7 +158,6 @@ def fit(
     labels: Sequence[str],
     *,
     seed: str = "driftkeel",
-    parts: Sequence[int] = (),
 ) -> FittedScore:
     """Fit a score on features of known classes.
 
@@ -168,7 +167,6 @@ def fit(
         features: [n, d].
         labels: n class names.
         seed: what random projections are drawn from, usually the encoder's digest.
-        parts: the widths of the blocks that features are put together from.
 
     Raises:
         OodError: the name is unknown, or features or labels are empty, not finite, or do not match.
@@ -182,7 +180,7 @@ def fit(
     """
     if name not in SCORES:
         raise OodError(f"no score is called {name!r}; there are {', '.join(SCORES)}")
-    return SCORES[name].fit(features, labels, seed=seed, parts=parts)
+    return SCORES[name].fit(features, labels, seed=seed)
 
 
 def from_bytes(data: bytes) -> FittedScore:
@@ -233,10 +231,10 @@ def _read_bank(state: bytes) -> StateScore:
 
 
 def _fit_hypervectors(
-    name: str, features: npt.ArrayLike, labels: Sequence[str], *, seed: str, parts: Sequence[int]
+    name: str, features: npt.ArrayLike, labels: Sequence[str], *, seed: str
 ) -> StateScore:
     state = HypervectorState.fit(
-        l2_normalise(features), labels, seed=seed, parts=parts, binary=name.endswith("binary")
+        l2_normalise(features), labels, seed=seed, binary=name.endswith("binary")
     )
     return StateScore(name, state)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ _MAX_SCALE: Final = 20
 _MAX_SAMPLES: Final = 2**22
 _MAX_DIM: Final = 2048
 _MAGIC: Final = b"DKM1"
+_Number = TypeVar("_Number", np.int64, np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,11 +182,11 @@ def class_index(
 
 
 def add_by_label(
-    labels: Sequence[str], *parts: tuple[Sequence[str], npt.NDArray[np.int64]]
-) -> npt.NDArray[np.int64]:
+    labels: Sequence[str], *parts: tuple[Sequence[str], npt.NDArray[_Number]]
+) -> npt.NDArray[_Number]:
     """Add arrays [c, …] class by class into one with a row for each of `labels`."""
     row = {label: k for k, label in enumerate(labels)}
-    total = np.zeros((len(labels), *parts[0][1].shape[1:]), np.int64)
+    total = np.zeros((len(labels), *parts[0][1].shape[1:]), parts[0][1].dtype)
     for names, values in parts:
         total[[row[name] for name in names]] += values
     return total

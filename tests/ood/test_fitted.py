@@ -24,7 +24,7 @@ def _samples(seed: int, names: str, n: int = 40, dim: int = DIM) -> tuple[np.nda
 
 
 def _fit(name: str, rows: np.ndarray, labels: list[str]) -> FittedScore:
-    return fit(name, rows, labels, seed="digest", parts=(4, rows.shape[1] - 4))
+    return fit(name, rows, labels, seed="digest")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,7 +150,7 @@ def test_hypervectors_of_a_hundred_classes_take_less_than_64_kilobytes() -> None
     rows = l2_normalise(rng.normal(size=(4000, 576)) + 3 * rng.normal(size=576))
     labels = [f"class {row % 100}" for row in range(4000)]
     for name in ("hyperdimensional", "hyperdimensional-binary"):
-        state = fit(name, rows, labels, seed="digest", parts=(192, 192, 192)).to_bytes()
+        state = fit(name, rows, labels, seed="digest").to_bytes()
         assert len(state) <= 64 * 1024
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ood.errors import OodError
-from ood.hyperdimensional import Bundles, ClassHypervectors
+from ood.hyperdimensional import Bundles, ClassHypervectors, HypervectorState
 from ood.statistics import l2_normalise
 
 
@@ -54,6 +54,27 @@ def test_a_longer_hypervector_is_nearer_to_the_plain_cosine() -> None:
     assert long < 0.02 < short
 
 
+def test_features_and_their_hypervectors_are_bundled_to_the_same_directions() -> None:
+    """A device that keeps hypervectors sees what one that keeps features sees."""
+    rows, labels = _samples(0, "abc", n=120)
+    probe, _ = _samples(1, "abxyz")
+    kept = HypervectorState.fit(rows, labels, seed="seed").score(probe)
+    projected = ClassHypervectors(Bundles.fit(rows, labels).means, "seed", size=512)
+    assert np.abs(kept + projected.cosines(probe).max(axis=1)).max() < 0.1
+
+
+def test_sign_bits_alone_still_tell_classes_apart() -> None:
+    rows, labels = _samples(0, "abcdef", n=120)
+    state = HypervectorState.fit(rows, labels, seed="seed", binary=True)
+    known, foreign = state.score(_samples(1, "abc")[0]), state.score(_samples(2, "xyz")[0])
+    assert (foreign[:, None] > known).mean() > 0.9
+
+
+def test_a_class_alone_has_no_direction() -> None:
+    bundles = Bundles.fit([[1.0, 0.0]], ["a"])
+    assert ClassHypervectors(bundles.means, "seed").cosines(np.eye(2)).tolist() == [[0.0], [0.0]]
+
+
 def test_bundles_take_less_than_a_kilobyte_a_class() -> None:
     assert Bundles.fit(*_samples(0, "a", dim=192)).size_bytes == 777
 
@@ -65,3 +86,13 @@ def test_bundles_that_do_not_belong_together_are_refused() -> None:
         Bundles.fit([[1.0]], [])
     with pytest.raises(OodError, match="dimension"):
         ClassHypervectors([[1.0, 0.0]], "seed").cosines([[1.0]])
+    with pytest.raises(OodError, match="seed is empty"):
+        ClassHypervectors([[1.0]], "")
+    state = HypervectorState.fit([[1.0]], ["a"], seed="seed")
+    for other in (
+        HypervectorState.fit([[1.0]], ["a"], seed="other"),
+        HypervectorState.fit([[1.0]], ["a"], seed="seed", binary=True),
+        HypervectorState.fit([[1.0, 0.0]], ["a"], seed="seed"),
+    ):
+        with pytest.raises(OodError, match="different seeds, dimensions or kinds"):
+            state.merge(other)
