@@ -1,16 +1,17 @@
-"""The default score: four views of one sample, put on one scale and joined.
+"""The default score: four views of one sample, put on one scale, weighed and joined.
 
 No single score sees everything. Distances at every depth see noise, blur and other sensors; the
-cosine sees pictures unlike any known; distance to the decision boundaries and energy see new
-classes that are like the known ones. All four come from the class statistics in one pass. Chosen on
-ViT-Tiny by ``benchmarks/ood.py`` and measured on encoders that took no part in the choice. Called
-by `ood.detector` and by benchmarks; reads and writes nothing.
+cosine sees pictures unlike any known; distance to the decision boundaries and the virtual logit see
+new classes that are like the known ones. All four come from the class statistics in one pass.
+Chosen on ViT-Tiny by ``benchmarks/ood.py`` and measured on encoders that took no part in the
+choice. Called by `ood.detector` and by benchmarks; reads and writes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,30 +19,47 @@ import numpy.typing as npt
 from ood.errors import OodError
 from ood.logits import BoundaryScore, Discriminant, log_sum_exp
 from ood.statistics import GaussianHead, l2_normalise
+from ood.subspace import VimScore
 from ood.validation import FloatArray, check_features
 
-VIEWS = ("distance", "direction", "boundary", "energy")
+VIEWS: Final = ("distance", "direction", "boundary", "virtual logit")
+# How much each view is listened to. A class that is new but like the known ones is near them in
+# distance and direction, which then only add noise; docs/benchmarks/ood.md says how these were
+# chosen.
+WEIGHTS: Final = (0.75, 0.25, 1.0, 1.0)
 # Below any distance that float32 features can tell; a sample on its mean stays finite.
-_LEAST_DISTANCE = 1e-9
+LEAST_DISTANCE: Final = 1e-9
 _LEAST_SPREAD = 1e-6
 
 
 class CombinedScore:
-    """log mean exp of four standardised scores: a maximum that listens to the others a little.
+    """log Σ w exp of four standardised scores: a maximum that listens to the others a little.
 
-    Each view is standardised by its mean and deviation over held-out samples of the known world, so
-    that none needs a weight:
+    Each view is standardised by its mean and deviation over held-out samples of the known world:
 
     - *distance*: the log of the squared Mahalanobis distance to the nearest component within each
-      part of the features (Lee et al. 2018), joined over the parts as the views are;
+      part of the features (Lee et al. 2018), joined over the parts as views are, all alike;
     - *direction*: minus the largest cosine to a component's mean;
     - *boundary*: `ood.logits.BoundaryScore` (Liu and Qin 2024);
-    - *energy*: `ood.logits.EnergyScore` (Liu et al. 2020).
+    - *virtual logit*: `ood.subspace.VimScore` (Wang et al. 2022).
 
     Args:
         head: the Gaussian head of everything installed.
         reference: l2-normalised features [m, d] of known samples that are not in the statistics.
         parts: the widths of the parts that features are put together from; one of d when empty.
+
+    Attributes:
+        centre: float64 [d], the mean of the components' means.
+        biases: float64 [k], of the linear classifier.
+        central: float64 [k], the cosine of each component's direction with the centre, times the
+            centre's length.
+        linear: float32 [d, 2k + p], what features less the centre are multiplied with: weights of
+            the classifier, directions of the components, principal directions of the ViM score.
+        boundary: the boundary score.
+        vim: the ViM score.
+        parts: the distances within each part.
+        depth_scale: mean and deviation of the parts' distances, float64 [parts] each.
+        view_scale: mean and deviation of the views, float64 [4] each.
 
     Raises:
         OodError: the reference is empty, not finite or of another dimension, or the parts do not
@@ -66,19 +84,21 @@ class CombinedScore:
             raise OodError(f"parts {list(widths)} do not add up to dimension {head.dim}")
         self._dim = head.dim
         edges = np.cumsum((0, *widths)).tolist()
-        self._parts = [
-            _Distances(head.means[:, a:b], head.covariance[a:b, a:b], slice(a, b))
+        self.parts = [
+            PartDistances(head.means[:, a:b], head.covariance[a:b, a:b], slice(a, b))
             for a, b in pairwise(edges)
         ]
         classifier = Discriminant(head)
-        self._boundary = BoundaryScore(head)
-        self._centre = classifier.centre
-        self._biases = classifier.biases - classifier.weights @ classifier.centre
+        self.boundary, self.vim = BoundaryScore(head), VimScore(head)
+        self.centre, self.biases = classifier.centre, classifier.biases
         directions = l2_normalise(head.means).astype(np.float64)
-        self._linear = np.hstack([classifier.weights.T, directions.T]).astype(np.float32)
+        self.central = directions @ classifier.centre
+        self.linear = np.hstack([classifier.weights.T, directions.T, self.vim.principal]).astype(
+            np.float32
+        )
         rows = check_features(reference, dim=head.dim)
-        self._depth_scale = _scale(self._depths(rows))
-        self._view_scale = _scale(self.views(rows))
+        self.depth_scale = _scale(self._depths(rows))
+        self.view_scale = _scale(self.views(rows))
 
     def score(self, features: npt.ArrayLike) -> FloatArray:
         """Return how foreign each sample is, float64 [n]; about 0 for known ones.
@@ -86,7 +106,7 @@ class CombinedScore:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        return _joined(self.views(features), self._view_scale)
+        return joined(self.views(features), self.view_scale, WEIGHTS)
 
     def views(self, features: npt.ArrayLike) -> FloatArray:
         """Return the scores that are joined, not yet standardised: float64 [n, 4], as `VIEWS`.
@@ -95,47 +115,54 @@ class CombinedScore:
             OodError: features are empty, not finite, or of another dimension.
         """
         rows = check_features(features, dim=self._dim)
-        linear = (rows.astype(np.float32) @ self._linear).astype(np.float64)
-        components = linear.shape[1] // 2
-        logits = linear[:, :components] + self._biases
-        squares = np.einsum("nd,nd->n", rows, rows)
-        to_centre = squares - 2 * rows @ self._centre + self._centre @ self._centre
-        away = np.sqrt(np.maximum(to_centre, 0.0))
-        length = np.maximum(np.sqrt(squares), 1e-12)
+        centred = rows - self.centre
+        squares = np.einsum("nd,nd->n", centred, centred)
+        linear = centred.astype(np.float32) @ self.linear
+        components = len(self.biases)
+        logits = linear[:, :components] + self.biases
+        cosines = linear[:, components : 2 * components] + self.central
+        length = np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), 1e-12)
         return np.stack(
             [
-                _joined(self._depths(rows), self._depth_scale),
-                -linear[:, components:].max(axis=1) / length,
-                self._boundary.from_logits(logits, away),
-                -log_sum_exp(logits),
+                joined(self._depths(rows), self.depth_scale),
+                -cosines.max(axis=1) / length,
+                self.boundary.from_logits(logits, np.sqrt(squares)),
+                self.vim.from_logits(logits, squares, linear[:, 2 * components :]),
             ],
             axis=1,
         )
 
     def _depths(self, rows: FloatArray) -> FloatArray:
-        return np.stack([part.logs(rows) for part in self._parts], axis=1)
+        return np.log(np.stack([part.nearest(rows) for part in self.parts], axis=1))
 
 
-class _Distances:
-    """Squared Mahalanobis distances within one part of the features, in float32."""
+class PartDistances:
+    """Squared Mahalanobis distances within one part of the features, in float32.
+
+    Attributes:
+        columns: where the part lies in the features.
+        centre: float64 [p], the mean of the components' means.
+        project: float32 [p, p + k], what whitens, and minus twice the whitened means after it.
+        offsets: float64 [k], the squared lengths of the whitened means.
+    """
 
     def __init__(self, means: FloatArray, covariance: FloatArray, columns: slice) -> None:
         factor = np.linalg.cholesky(covariance)
-        self._columns = columns
-        self._centre = means.mean(axis=0)
+        self.columns = columns
+        self.centre = means.mean(axis=0)
         whiten = np.linalg.solve(factor, np.eye(len(factor))).T
-        white_means = (means - self._centre) @ whiten
-        self._project = np.hstack([whiten, -2 * whiten @ white_means.T]).astype(np.float32)
-        self._offsets = np.einsum("kd,kd->k", white_means, white_means)
+        white_means = (means - self.centre) @ whiten
+        self.project = np.hstack([whiten, -2 * whiten @ white_means.T]).astype(np.float32)
+        self.offsets = np.einsum("kd,kd->k", white_means, white_means)
 
-    def logs(self, rows: FloatArray) -> FloatArray:
-        """Return the log of the smallest squared distance, float64 [n]."""
-        part = (rows[:, self._columns] - self._centre).astype(np.float32)
-        projected = part @ self._project
-        white = projected[:, : len(self._centre)]
+    def nearest(self, rows: FloatArray) -> FloatArray:
+        """Return the smallest squared distance of features [n, d], float64 [n], above 0."""
+        part = (rows[:, self.columns] - self.centre).astype(np.float32)
+        projected = part @ self.project
+        white = projected[:, : len(self.centre)]
         own = np.einsum("nd,nd->n", white, white).astype(np.float64)
-        nearest = own + (projected[:, len(self._centre) :] + self._offsets).min(axis=1)
-        result: FloatArray = np.log(np.maximum(nearest, _LEAST_DISTANCE))
+        nearest = own + (projected[:, len(self.centre) :] + self.offsets).min(axis=1)
+        result: FloatArray = np.maximum(nearest, LEAST_DISTANCE)
         return result
 
 
@@ -144,7 +171,16 @@ def _scale(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
     return scores.mean(axis=0), np.maximum(scores.std(axis=0), _LEAST_SPREAD)
 
 
-def _joined(scores: FloatArray, scale: tuple[FloatArray, FloatArray]) -> FloatArray:
+def joined(
+    scores: FloatArray, scale: tuple[FloatArray, FloatArray], weights: Sequence[float] = ()
+) -> FloatArray:
+    """Standardise scores and join them: log Σ w exp z − log Σ w, float64 [n].
+
+    Args:
+        scores: float64 [n, c].
+        scale: mean and deviation of each, float64 [c].
+        weights: c of them; alike when empty.
+    """
     mean, deviation = scale
-    result: FloatArray = log_sum_exp((scores - mean) / deviation) - np.log(scores.shape[1])
-    return result
+    shares = np.array(weights or [1.0] * scores.shape[1])
+    return log_sum_exp((scores - mean) / deviation + np.log(shares / shares.sum()))

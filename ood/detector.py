@@ -33,6 +33,7 @@ class Detector:
 
     Attributes:
         mixture: the head of everything installed, shared with whoever classifies.
+        scorer: what scores samples.
         calibration: the calibration scores.
         test: the sequential test.
 
@@ -48,10 +49,10 @@ class Detector:
     """
 
     def __init__(
-        self, mixture: Mixture, score: Score, calibration: Calibration, test: ShiftTest
+        self, mixture: Mixture, scorer: Score, calibration: Calibration, test: ShiftTest
     ) -> None:
         self.mixture = mixture
-        self._score = score
+        self.scorer = scorer
         self.calibration = calibration
         self.test = test
 
@@ -124,7 +125,7 @@ class Detector:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        return self._score.score(features)
+        return self.scorer.score(features)
 
     def nearest(self, features: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the component each sample is nearest to, int64 [n]; the alarm asks for it.

@@ -255,7 +255,7 @@ _FROM_STATISTICS: Final[Mapping[str, Callable[[ClassStatistics], Score]]] = Mapp
         "mahalanobis": lambda statistics: MahalanobisScore(_head(statistics)),
         "half-whitened": lambda statistics: HalfWhitenedScore(_head(statistics)),
         "relative-mahalanobis": RelativeMahalanobisScore,
-        "vim": VimScore,
+        "vim": lambda statistics: VimScore(_head(statistics)),
         "energy": lambda statistics: EnergyScore(_head(statistics)),
         "gen": lambda statistics: GenScore(_head(statistics)),
         "boundary": lambda statistics: BoundaryScore(_head(statistics)),

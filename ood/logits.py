@@ -86,6 +86,9 @@ class BoundaryScore:
 
     Liu and Qin, "Fast decision boundary based out-of-distribution detector" (2024), eq. 5. One
     component has no boundary; then every score is 0.
+
+    Attributes:
+        reciprocal: float64 [k, k], one over the distance between two components' weights.
     """
 
     def __init__(self, head: GaussianHead) -> None:
@@ -95,7 +98,7 @@ class BoundaryScore:
         gaps = squares[:, None] + squares - 2 * weights @ weights.T
         # Components with one and the same mean have no boundary between them.
         near = gaps <= 1e-12 * max(float(squares.max()), np.finfo(np.float64).tiny)
-        self._reciprocal = np.where(near, 0.0, 1 / np.sqrt(np.where(near, 1.0, gaps)))
+        self.reciprocal = np.where(near, 0.0, 1 / np.sqrt(np.where(near, 1.0, gaps)))
 
     def score(self, features: npt.ArrayLike) -> FloatArray:
         """Return float64 [n], ≤ 0; see `Discriminant.logits` for errors."""
@@ -114,7 +117,7 @@ class BoundaryScore:
         best = logits.argmax(axis=1)
         lead = logits[np.arange(len(logits)), best][:, None] - logits
         others = max(logits.shape[1] - 1, 1)
-        total = np.einsum("nk,nk->n", lead, self._reciprocal[best])
+        total = np.einsum("nk,nk->n", lead, self.reciprocal[best])
         result: FloatArray = -total / (others * np.maximum(away, 1e-12))
         return result
 

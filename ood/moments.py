@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ood.errors import OodError
 from ood.statistics import ClassStatistics
-from ood.validation import FloatArray, check_features, check_labels
+from ood.validation import check_features, check_labels
 from ood.wire import Reader, Writer
 
 # The largest magnitude of a feature is 2^scale; each is rounded to 2^20 steps up to it, finer than
@@ -190,17 +190,6 @@ def add_by_label(
     for names, values in parts:
         total[[row[name] for name in names]] += values
     return total
-
-
-def total_covariance(statistics: ClassStatistics) -> tuple[FloatArray, FloatArray]:
-    """Return the mean of all samples and their scatter about it, classes ignored.
-
-    By the law of total covariance: the scatter within classes and that of their means.
-    """
-    weights = statistics.counts[:, None].astype(np.float64)
-    centre = (weights * statistics.means).sum(axis=0) / weights.sum()
-    gaps = (statistics.means - centre) * np.sqrt(weights)
-    return centre, statistics.scatter + gaps.T @ gaps
 
 
 def _check_size(samples: int, dim: int) -> None:

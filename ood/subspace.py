@@ -1,6 +1,6 @@
 """ViM: how much of a sample lies where known samples do not vary, weighed against its energy.
 
-Computed from class statistics alone. Called by `ood.fitted`.
+Computed from the Gaussian head alone. Called by `ood.combined` and `ood.fitted`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ood.logits import Discriminant, log_sum_exp
-from ood.moments import total_covariance
-from ood.statistics import ClassStatistics, GaussianHead
+from ood.statistics import GaussianHead
 from ood.validation import FloatArray, check_features
 
 
@@ -18,25 +17,27 @@ class VimScore:
     """Virtual-logit matching.
 
     Wang, Li, Feng and Zhang, "ViM: out-of-distribution with virtual-logit matching" (2022), eqs. 4
-    to 7: α·‖residual‖ − log Σ exp(logits). Two things differ, so that statistics are enough:
-    features are centred on their mean instead of where all logits are equal, and α is the mean
-    logit of samples' own classes (instead of their largest) over the root mean square of the
+    to 7: α·‖residual‖ − log Σ exp(logits). Two things differ, so that the head is enough: features
+    are centred on the mean of the means instead of where all logits are equal, and α is the mean
+    logit of a class at its own mean (instead of samples' largest) over the root mean square of the
     residuals (instead of their mean).
+
+    Attributes:
+        principal: float64 [d, p], the directions in which known samples vary most.
+        alpha: what a residual of length one weighs.
     """
 
-    def __init__(self, statistics: ClassStatistics) -> None:
-        head = GaussianHead.from_statistics([statistics])
+    def __init__(self, head: GaussianHead) -> None:
         self._classifier = Discriminant(head)
-        self._centre, scatter = total_covariance(statistics)
-        _, vectors = np.linalg.eigh(scatter)
-        left = statistics.dim - principal_size(statistics.dim)
-        self._residual: FloatArray = vectors[:, :left]
-        remaining = np.einsum("dr,de,er->", self._residual, scatter, self._residual)
-        rms = float(np.sqrt(max(remaining, 0.0) / statistics.samples))
-        own = np.diagonal(self._classifier.logits(statistics.means))
-        level = float((own * statistics.counts).sum()) / statistics.samples
+        gaps = head.means - self._classifier.centre
+        # The law of total covariance, all components alike.
+        values, vectors = np.linalg.eigh(_unshrunk(head) + gaps.T @ gaps / len(gaps))
+        left = head.dim - principal_size(head.dim)
+        self.principal: FloatArray = vectors[:, left:]
+        rms = float(np.sqrt(max(values[:left].sum(), 0.0)))
+        level = float(np.diagonal(self._classifier.logits(head.means)).mean())
         # Without any residual in known samples, any at all is foreign.
-        self._alpha = abs(level) / max(rms, 1e-9)
+        self.alpha = abs(level) / max(rms, 1e-9)
 
     def score(self, features: npt.ArrayLike) -> FloatArray:
         """Return float64 [n].
@@ -44,12 +45,40 @@ class VimScore:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        rows = check_features(features, dim=len(self._centre))
-        residual = np.linalg.norm((rows - self._centre) @ self._residual, axis=1)
-        result: FloatArray = self._alpha * residual - log_sum_exp(self._classifier.logits(rows))
+        rows = check_features(features, dim=len(self.principal))
+        centred = rows - self._classifier.centre
+        return self.from_logits(
+            self._classifier.logits(rows),
+            np.einsum("nd,nd->n", centred, centred),
+            centred @ self.principal,
+        )
+
+    def from_logits(
+        self, logits: FloatArray, squares: FloatArray, projected: npt.NDArray[np.floating]
+    ) -> FloatArray:
+        """Return the scores of samples whose logits are known.
+
+        Args:
+            logits: float64 [n, k].
+            squares: float64 [n], how far each is from the mean of the means, squared.
+            projected: [n, p], each less that mean, on the principal directions.
+        """
+        within = np.einsum("np,np->n", projected, projected)
+        residual = np.sqrt(np.maximum(squares - within, 0.0))
+        result: FloatArray = self.alpha * residual - log_sum_exp(logits)
         return result
 
 
 def principal_size(dim: int) -> int:
     """Return how many directions count as principal: the paper's section 5, half of few."""
     return next((size for least, size in ((2048, 1000), (768, 512)) if dim >= least), dim // 2)
+
+
+def _unshrunk(head: GaussianHead) -> FloatArray:
+    """The covariance without its isotropic part, which would fill the residual of every sample."""
+    weight = head.shrinkage
+    if weight == 1:
+        return head.covariance
+    spread = float(np.trace(head.covariance)) / head.dim
+    result: FloatArray = (head.covariance - weight * spread * np.eye(head.dim)) / (1 - weight)
+    return result

@@ -1,4 +1,4 @@
-"""The default score joins its views without weights and stands degenerate worlds."""
+"""The default score joins its views and stands degenerate worlds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import pytest
 
 from ood.combined import VIEWS, CombinedScore
 from ood.errors import OodError
-from ood.logits import BoundaryScore, EnergyScore
+from ood.logits import BoundaryScore
 from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
+from ood.subspace import VimScore
 
 
 def _world(seed: int, names: str, n: int = 200) -> tuple[np.ndarray, list[str]]:
@@ -38,7 +39,7 @@ def test_its_views_are_the_scores_they_are_called_after() -> None:
     cosines = probe @ l2_normalise(head.means).T
     assert np.allclose(views["direction"], -cosines.max(axis=1), atol=1e-5)
     assert np.allclose(views["boundary"], BoundaryScore(head).score(probe), atol=1e-3)
-    assert np.allclose(views["energy"], EnergyScore(head).score(probe), atol=1e-3)
+    assert np.allclose(views["virtual logit"], VimScore(head).score(probe), atol=1e-3)
 
 
 @pytest.mark.parametrize("rows", [np.full((5, 6), 0.4), np.eye(6)[:1], np.zeros((3, 6))])
