@@ -1,0 +1,222 @@
+"""The out-of-distribution score as an ONNX graph, for a model that is to score by itself.
+
+Takes features as the suffix gives them and computes what `ood.combined` (or, with few held-out
+samples, `ood.scores`) computes in NumPy, in float32 throughout. Stands alone or is merged behind a
+suffix. Needs the ONNX package. The daemon stays with NumPy: docs/benchmarks/ood.md says why.
+A sample with NaN or infinity, which NumPy refuses by name, scores NaN.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from exporter.errors import EncoderError
+from ood.calibration import Calibration
+from ood.combined import LEAST_DISTANCE, WEIGHTS, CombinedScore, PartDistances
+from ood.scores import MahalanobisScore, Score
+
+FEATURES: Final = "features"
+SCORE: Final = "ood_score"
+P_VALUE: Final = "ood_p_value"
+# Of the encoders' own graphs, so that they merge.
+_OPSET: Final = 20
+_IR_VERSION: Final = 10
+# Float32 divides by no less.
+_TINY: Final = 1e-30
+
+
+def score_graph(score: Score, calibration: Calibration | None = None) -> onnx.ModelProto:
+    """Writes a fitted score as a model from `features` to `ood_score`.
+
+    Args:
+        score: A `CombinedScore` or a `MahalanobisScore`, as a detector has.
+        calibration: The detector's; then `ood_p_value` is an output too: the conservative conformal
+            p-value, float32 [n].
+
+    Returns:
+        A checked model: features float32 [n, d], of any length, to float32 [n].
+
+    Raises:
+        EncoderError: The score is of another kind.
+    """
+    graph = _Graph()
+    rows = _normalised(graph)
+    if isinstance(score, CombinedScore):
+        dim = len(score.centre)
+        found = _combined(graph, rows, score)
+    elif isinstance(score, MahalanobisScore):
+        head = score.head
+        dim = head.dim
+        found = _nearest(graph, rows, PartDistances(head.means, head.covariance, slice(0, dim)))
+    else:
+        raise EncoderError(
+            f"a score of kind {type(score).__name__} has no graph; only the combined score and the "
+            "Mahalanobis distance do"
+        )
+    graph.add("Identity", found, output=SCORE)
+    outputs = [SCORE]
+    if calibration is not None:
+        _p_value(graph, found, calibration)
+        outputs.append(P_VALUE)
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "score",
+            [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["n", dim])],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in outputs],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name="driftkeel",
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+class _Graph:
+    """Nodes and constants in the order they are added; names are numbers behind a word."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._numbers = count()
+
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
+        """Keeps an array and returns its name."""
+        name = f"score/constant_{next(self._numbers)}"
+        array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
+        self.constants.append(numpy_helper.from_array(array.reshape(np.shape(value)), name))
+        return name
+
+    def add(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Adds a node of one output and returns the output's name."""
+        name = output or f"score/{kind}_{next(self._numbers)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def reduced(self, kind: str, values: str, *, keepdims: int = 0) -> str:
+        """Reduces each row."""
+        return self.add(kind, values, self.constant([1], np.int64), keepdims=keepdims)
+
+    def columns(self, values: str, start: int, stop: int) -> str:
+        """Takes columns."""
+        ends = (self.constant([edge], np.int64) for edge in (start, stop, 1))
+        return self.add("Slice", values, *ends)
+
+    def at_least(self, values: str, least: float) -> str:
+        """The larger of each value and a bound."""
+        return self.add("Max", values, self.constant(least))
+
+
+def _normalised(graph: _Graph) -> str:
+    """Rows of unit length, as `ood.statistics.l2_normalise`; a row of zeros stays zero."""
+    peak = graph.reduced("ReduceMax", graph.add("Abs", FEATURES), keepdims=1)
+    scaled = graph.add("Div", FEATURES, graph.at_least(peak, _TINY))
+    length = graph.reduced("ReduceL2", scaled, keepdims=1)
+    return graph.add("Div", scaled, graph.at_least(length, _TINY))
+
+
+def _combined(graph: _Graph, rows: str, score: CombinedScore) -> str:
+    """`CombinedScore.score`, term by term."""
+    components = len(score.biases)
+    depths = [graph.add("Log", _nearest(graph, rows, part)) for part in score.parts]
+    distance = _joined(graph, depths, score.depth_scale, (1.0,) * len(depths))
+    centred = graph.add("Sub", rows, graph.constant(score.centre))
+    squares = graph.reduced("ReduceSumSquare", centred)
+    linear = graph.add("MatMul", centred, graph.constant(score.linear))
+    logits = graph.add("Add", graph.columns(linear, 0, components), graph.constant(score.biases))
+    cosines = graph.add(
+        "Add",
+        graph.columns(linear, components, 2 * components),
+        graph.constant(score.central),
+    )
+    length = graph.at_least(graph.reduced("ReduceL2", rows), 1e-12)
+    direction = graph.add("Neg", graph.add("Div", graph.reduced("ReduceMax", cosines), length))
+    views = [
+        distance,
+        direction,
+        _boundary(graph, score, logits, squares),
+        _virtual_logit(
+            graph, score, logits, squares, graph.columns(linear, 2 * components, 1 << 31)
+        ),
+    ]
+    return _joined(graph, views, score.view_scale, WEIGHTS)
+
+
+def _nearest(graph: _Graph, rows: str, part: PartDistances) -> str:
+    """`PartDistances.nearest`."""
+    width = len(part.centre)
+    mine = graph.columns(rows, part.columns.start, part.columns.stop)
+    projected = graph.add(
+        "MatMul",
+        graph.add("Sub", mine, graph.constant(part.centre)),
+        graph.constant(part.project),
+    )
+    own = graph.reduced("ReduceSumSquare", graph.columns(projected, 0, width))
+    others = graph.add(
+        "Add", graph.columns(projected, width, 1 << 31), graph.constant(part.offsets)
+    )
+    nearest = graph.add("Add", own, graph.reduced("ReduceMin", others))
+    return graph.at_least(nearest, LEAST_DISTANCE)
+
+
+def _boundary(graph: _Graph, score: CombinedScore, logits: str, squares: str) -> str:
+    """`BoundaryScore.from_logits`."""
+    best = graph.reduced("ReduceMax", logits, keepdims=1)
+    which = graph.add("ArgMax", logits, axis=1, keepdims=0)
+    reciprocal = graph.add("Gather", graph.constant(score.boundary.reciprocal), which, axis=0)
+    lead = graph.add("Mul", graph.add("Sub", best, logits), reciprocal)
+    others = max(len(score.biases) - 1, 1)
+    away = graph.at_least(graph.add("Sqrt", squares), 1e-12)
+    scaled = graph.add("Mul", away, graph.constant(-float(others)))
+    return graph.add("Div", graph.reduced("ReduceSum", lead), scaled)
+
+
+def _virtual_logit(
+    graph: _Graph, score: CombinedScore, logits: str, squares: str, projected: str
+) -> str:
+    """`VimScore.from_logits`."""
+    within = graph.reduced("ReduceSumSquare", projected)
+    residual = graph.add("Sqrt", graph.at_least(graph.add("Sub", squares, within), 0.0))
+    weighed = graph.add("Mul", residual, graph.constant(score.vim.alpha))
+    return graph.add("Sub", weighed, graph.reduced("ReduceLogSumExp", logits))
+
+
+def _joined(
+    graph: _Graph,
+    values: list[str],
+    scale: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    weights: tuple[float, ...],
+) -> str:
+    """Standardised, weighed and joined, as the views of `CombinedScore`."""
+    shares = np.log(np.array(weights) / sum(weights))
+    axis = graph.constant([1], np.int64)
+    columns = [graph.add("Unsqueeze", value, axis) for value in values]
+    stacked = graph.add("Concat", *columns, axis=1)
+    mean, deviation = scale
+    standard = graph.add(
+        "Div",
+        graph.add("Sub", stacked, graph.constant(mean)),
+        graph.constant(deviation),
+    )
+    return graph.reduced("ReduceLogSumExp", graph.add("Add", standard, graph.constant(shares)))
+
+
+def _p_value(graph: _Graph, score: str, calibration: Calibration) -> None:
+    """`Calibration.p_values` without a draw: (1 + #{calibration ≥ score}) / (n + 1)."""
+    column = graph.add("Unsqueeze", score, graph.constant([1], np.int64))
+    above = graph.add("LessOrEqual", column, graph.constant(calibration.scores))
+    number = graph.reduced("ReduceSum", graph.add("Cast", above, to=TensorProto.FLOAT))
+    graph.add(
+        "Div",
+        graph.add("Add", number, graph.constant(1.0)),
+        graph.constant(float(len(calibration.scores) + 1)),
+        output=P_VALUE,
+    )
