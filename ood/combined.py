@@ -3,8 +3,8 @@
 No single score sees everything. Distances at every depth see noise, blur and other sensors; the
 cosine sees pictures unlike any known; distance to the decision boundaries and the virtual logit see
 new classes that are like the known ones. All four come from the class statistics in one pass.
-Chosen on ViT-Tiny by ``benchmarks/ood.py`` and measured on encoders that took no part in the
-choice. Called by `ood.detector` and by benchmarks; reads and writes nothing.
+Chosen on ViT-Tiny by ``benchmarks/ood.py`` and measured on other encoders too. Called by
+`ood.detector` and by benchmarks; reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ood.errors import OodError
-from ood.logits import BoundaryScore, Discriminant, log_sum_exp
+from ood.logits import BoundaryScore, log_sum_exp
 from ood.statistics import GaussianHead, l2_normalise
 from ood.subspace import VimScore
 from ood.validation import FloatArray, check_features
@@ -88,8 +88,8 @@ class CombinedScore:
             PartDistances(head.means[:, a:b], head.covariance[a:b, a:b], slice(a, b))
             for a, b in pairwise(edges)
         ]
-        classifier = Discriminant(head)
         self.boundary, self.vim = BoundaryScore(head), VimScore(head)
+        classifier = self.vim.classifier
         self.centre, self.biases = classifier.centre, classifier.biases
         directions = l2_normalise(head.means).astype(np.float64)
         self.central = directions @ classifier.centre

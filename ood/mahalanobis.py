@@ -1,8 +1,7 @@
 """Distances to what is known under other covariances than the shared one.
 
 `ood.scores.MahalanobisScore` is the plain distance. Here are its relative form, which takes off how
-unusual a sample is for all classes together, and one that whitens by half. Called by `ood.combined`
-and `ood.fitted`.
+unusual a sample is for all classes together, and one that whitens by half. Called by `ood.fitted`.
 """
 
 from __future__ import annotations

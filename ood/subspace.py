@@ -23,19 +23,20 @@ class VimScore:
     residuals (instead of their mean).
 
     Attributes:
+        classifier: where the logits come from.
         principal: float64 [d, p], the directions in which known samples vary most.
         alpha: what a residual of length one weighs.
     """
 
     def __init__(self, head: GaussianHead) -> None:
-        self._classifier = Discriminant(head)
-        gaps = head.means - self._classifier.centre
+        self.classifier = Discriminant(head)
+        gaps = head.means - self.classifier.centre
         # The law of total covariance, all components alike.
         values, vectors = np.linalg.eigh(_unshrunk(head) + gaps.T @ gaps / len(gaps))
         left = head.dim - principal_size(head.dim)
         self.principal: FloatArray = vectors[:, left:]
         rms = float(np.sqrt(max(values[:left].sum(), 0.0)))
-        level = float(np.diagonal(self._classifier.logits(head.means)).mean())
+        level = float(np.diagonal(self.classifier.logits(head.means)).mean())
         # Without any residual in known samples, any at all is foreign.
         self.alpha = abs(level) / max(rms, 1e-9)
 
@@ -46,9 +47,9 @@ class VimScore:
             OodError: features are empty, not finite, or of another dimension.
         """
         rows = check_features(features, dim=len(self.principal))
-        centred = rows - self._classifier.centre
+        centred = rows - self.classifier.centre
         return self.from_logits(
-            self._classifier.logits(rows),
+            self.classifier.logits(rows),
             np.einsum("nd,nd->n", centred, centred),
             centred @ self.principal,
         )
