@@ -9,6 +9,8 @@ the same pairs (see `benchmarks.worlds`). Rivals are fitted twice, on the networ
 on features of all depths, both at unit length; the better of the two counts. Logits, for both
 sides, are those of the shared-covariance Gaussian's linear head. The default also gets the held-out
 calibration samples, as a device has them; nothing else does. One thread; costs are processor time.
+Also how the default's views were weighed (`benchmarks.ood_weights`), and whether it is faster as a
+graph (`benchmarks.score_graph`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import ood_page
+from benchmarks import ood_page, ood_weights, score_graph
 from benchmarks.command import arguments, parsed, write
 from benchmarks.detection import aupr, auroc, fpr_at_95_tpr
 from benchmarks.rivals import LinearHead, Rival, rivals, version
@@ -46,6 +48,8 @@ _GMM_DIM: Final = 1000
 # The encoders that took no part in choosing the default are measured at fewer severities, for the
 # rivals' sake, whose Mahalanobis distances take a product of matrices for every class.
 _SEVERITIES: Final = {"vit-tiny": "12345", "default": "135", "mobilenet": "3"}
+# The encoder the default was chosen on.
+_CHOSEN_ON: Final = "vit-tiny"
 
 
 @dataclass
@@ -94,13 +98,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--encoders", nargs="*", choices=ENCODERS, default=ENCODERS)
     options = parsed(parser, argv)
     _one_thread()
-    kept = json.loads(options.out.read_bytes())["encoders"] if options.out.exists() else {}
-    report: dict[str, Any] = {"pytorch_ood": version(), "encoders": kept}
+    earlier = json.loads(options.out.read_bytes()) if options.out.exists() else {}
+    kept = earlier.get("encoders", {})
+    report: dict[str, Any] = {
+        "pytorch_ood": version(),
+        "encoders": kept,
+        "weights": earlier.get("weights", []),
+        "graph": score_graph.measured(),
+    }
     for name in options.encoders:
         package = encoder(name, options.data, options.cache)
         report = {**circumstances(package), **report}
         worlds = Worlds(package, options.data, options.cache)
         report["encoders"][name] = measured(worlds, _SEVERITIES[name])
+        if name == _CHOSEN_ON:
+            bars = report["encoders"][name]["bars"]
+            best = {group: bar["rival"] for group, bar in bars.items()}
+            report["weights"] = ood_weights.measured(worlds, best)
     del report["encoder"]
     report["encoders"] = {name: kept[name] for name in ENCODERS if name in kept}
     write(report, options.out)
