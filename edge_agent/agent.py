@@ -12,7 +12,8 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from adapter_store.state import StateDir
 from adapter_store.wire import new_id
 from edge_agent import installer
 from edge_agent.alignment import Alignment
+from edge_agent.batching import Batcher
 from edge_agent.config import Config
 from edge_agent.errors import NoGenerationError
 from edge_agent.metrics import Metrics
@@ -48,9 +50,9 @@ log = logging.getLogger(__name__)
 class Agent:
     """Serves one generation at a time and keeps what happened.
 
-    Thread-safe: inference runs one request at a time, and a generation is switched between
-    two requests. Observers run on whatever thread made the call; they must only note what
-    happened and return.
+    Thread-safe: requests that wait at the same time are answered in one batch, one batch at a
+    time, and a generation is switched between two batches. Observers run on whatever thread made
+    the call; they must only note what happened and return.
 
     Args:
         config: The whole configuration.
@@ -91,6 +93,10 @@ class Agent:
         self._clock = clock
         self._lock = threading.Lock()
         self._activation = threading.Lock()
+        self._counting = threading.Lock()
+        self._batcher: Batcher[NDArray[np.uint8], list[Answer]] = Batcher(
+            self._answered, max_batch_s=config.http.max_batch_ms / 1000.0
+        )
         self._alarm_observers: list[AlarmObserver] = []
         self._feedback_observers: list[FeedbackObserver] = []
         self._activated_observers: list[ActivatedObserver] = []
@@ -162,6 +168,16 @@ class Agent:
         """
         started = time.perf_counter()
         images = scale_images(images, self.package.image_size)
+        answers = self._batcher(images, rows=len(images), kind=probe)
+        with self._counting:
+            self._count(answers, (time.perf_counter() - started) * 1000.0, probe=probe)
+        return answers
+
+    def _answered(
+        self, requests: Sequence[NDArray[np.uint8]], probe: Hashable
+    ) -> list[list[Answer]]:
+        """Answer several requests in one batch, and remember their samples in that order."""
+        images = np.concatenate(requests)
         alarmed: tuple[Alarm, int] | None = None
         with self._lock:
             serving = self.serving
@@ -175,11 +191,11 @@ class Agent:
             if not probe:
                 self._refused_in_a_row, self.sensor_problem = 0, ""
                 alarmed = self.recorder.record(serving, inference, answers, images)
-            self._count(answers, (time.perf_counter() - started) * 1000.0, probe=probe)
         if alarmed is not None:
             for observer in self._alarm_observers:
                 observer(*alarmed)
-        return answers
+        rest = iter(answers)
+        return [list(islice(rest, len(request))) for request in requests]
 
     def refused(self, reason: str) -> None:
         """Note a frame that was no picture: NaN, out of range, damaged.

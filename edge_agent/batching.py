@@ -1,4 +1,4 @@
-"""Requests that wait at the same time are answered in one batch; too many waiting are refused.
+"""Requests that wait at the same time are answered in one batch.
 
 A caller that finds nobody at work works itself, at once, so a lone request pays nothing. Those that
 come meanwhile queue up, and one of them takes all that may go together for the next batch: under
@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
-
-from edge_agent.errors import BusyError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,7 +42,6 @@ class Batcher(Generic[Item, Result]):
         max_batch_s: About how long one batch may take, in seconds, judged by what a row took so
             far: the most that joining a batch adds to a request's latency. A request that takes
             longer by itself is a batch of its own.
-        max_waiting: Most rows waiting; a request that finds so many is refused.
         clock: Seconds that only grow.
 
     Example:
@@ -58,16 +55,13 @@ class Batcher(Generic[Item, Result]):
         answer: Callable[[Sequence[Item], Hashable], Sequence[Result]],
         *,
         max_batch_s: float = 0.1,
-        max_waiting: int = 256,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._answer = answer
         self._max_batch_s = max_batch_s
-        self._max_waiting = max_waiting
         self._clock = clock
         self._changed = threading.Condition()
         self._queue: deque[_Request[Item, Result]] = deque()
-        self._rows_waiting = 0
         self._working = False
         self._row_s = 0.0
 
@@ -78,20 +72,10 @@ class Batcher(Generic[Item, Result]):
             item: What to answer.
             rows: What it counts for in a batch.
             kind: Only items of equal kinds go together.
-
-        Raises:
-            BusyError: Too many are waiting; try again later.
         """
         request: _Request[Item, Result] = _Request(item, rows, kind)
         with self._changed:
-            if self._queue and self._rows_waiting + rows > self._max_waiting:
-                raise BusyError(
-                    f"{self._rows_waiting} samples are waiting and the queue holds "
-                    f"{self._max_waiting}; try again later",
-                    retry_after_s=max(self._rows_waiting * self._row_s, 0.001),
-                )
             self._queue.append(request)
-            self._rows_waiting += rows
         while not request.done:
             with self._changed:
                 while self._working and not request.done:
@@ -107,8 +91,8 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def waiting(self) -> int:
-        """Rows that wait for an answer now."""
-        return self._rows_waiting
+        """Requests that are in no batch yet."""
+        return len(self._queue)
 
     def _next(self) -> list[_Request[Item, Result]]:
         """Take the first request and those behind it that may go with it."""
@@ -120,7 +104,6 @@ class Batcher(Generic[Item, Result]):
             if following.kind != batch[0].kind or rows * self._row_s > self._max_batch_s:
                 break
             batch.append(self._queue.popleft())
-        self._rows_waiting -= sum(request.rows for request in batch)
         return batch
 
     def _run(self, batch: Sequence[_Request[Item, Result]]) -> None:

@@ -51,11 +51,16 @@ class HttpSection(_Section, frozen=True, kw_only=True):
         host: Address to bind; the default accepts connections from this machine only.
         port: Port to bind; 0 picks a free one (see ``http.json`` in the state directory).
         max_body_bytes: Largest request body accepted; anything larger is refused with 413.
+        max_requests: Most predictions answered or waiting at a time; more are refused with 429.
+        max_batch_ms: About how long one batch of waiting requests may take: the most that being
+            answered together adds to the latency of one.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8780
     max_body_bytes: Positive = 32 * 1024 * 1024
+    max_requests: Positive = 64
+    max_batch_ms: Positive = 100
 
 
 class MqttSection(_Section, frozen=True, kw_only=True):

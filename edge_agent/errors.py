@@ -11,18 +11,6 @@ class NoGenerationError(AgentError):
     """Nothing to serve yet: the state directory holds no active generation."""
 
 
-class BusyError(AgentError):
-    """More requests are waiting than the queue holds; nothing of this one was done.
-
-    Attributes:
-        retry_after_s: After about how many seconds the queue will have been worked off.
-    """
-
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
 class InstallError(AgentError):
     """A candidate generation failed its checks; the running one still serves."""
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import uvicorn
+from anyio import CapacityLimiter, to_thread
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -73,12 +74,29 @@ def create_app(agent: Agent, *, episodes: Episodes = list) -> Starlette:
         episodes: Gives the stored episodes, oldest first.
     """
     limit = agent.config.http.max_body_bytes
+    # Threads of their own: however many predictions wait, labels and health checks get through.
+    predicting = CapacityLimiter(agent.config.http.max_requests)
+    in_flight = 0
 
     async def predict(request: Request) -> Response:
-        body = await _body(request, limit)
-        content_type = request.headers.get("content-type", "")
-        probe = request.query_params.get("probe", "0") in ("1", "true", "yes")
-        return await run_in_threadpool(_predict, agent, body, content_type, probe)
+        nonlocal in_flight
+        if in_flight >= agent.config.http.max_requests:
+            raise _Refused(
+                429,
+                f"{in_flight} predictions are being answered or waiting",
+                "try again in a second, send several samples in one request, or raise "
+                "http.max_requests",
+            )
+        in_flight += 1
+        try:
+            body = await _body(request, limit)
+            content_type = request.headers.get("content-type", "")
+            probe = request.query_params.get("probe", "0") in ("1", "true", "yes")
+            return await to_thread.run_sync(
+                _predict, agent, body, content_type, probe, limiter=predicting
+            )
+        finally:
+            in_flight -= 1
 
     async def feedback(request: Request) -> Response:
         body = await _body(request, limit)
@@ -133,6 +151,8 @@ def _guarded(agent: Agent, handler: Handler) -> Handler:
             return await handler(request)
         except _Refused as refused:
             response = _error(refused.status, refused.error, refused.hint)
+            if refused.status == 429:
+                response.headers["Retry-After"] = "1"
         except ClientDisconnect:
             response = _error(400, "the client went away before its request was whole", "")
         except DriftkeelError as error:

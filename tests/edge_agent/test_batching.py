@@ -1,4 +1,4 @@
-"""Requests share batches when they wait together, fail alone, and are refused when too many."""
+"""Requests share batches when they wait together, and fail alone."""
 
 import threading
 from collections.abc import Hashable, Sequence
@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from edge_agent.batching import Batcher
-from edge_agent.errors import BusyError
 
 
 class Gate:
@@ -104,23 +103,8 @@ def test_only_the_request_at_fault_fails(gate, pool) -> None:
         futures[2].result(60)
 
 
-def test_a_full_queue_refuses_and_goes_on_when_it_is_worked_off(gate, pool) -> None:
-    batcher = Batcher(gate, max_waiting=3, clock=lambda: 0.0)
-    futures = queued(gate, pool, batcher, range(4))
-    with pytest.raises(BusyError, match="3 samples are waiting") as refused:
-        batcher(9, rows=1)
-    assert refused.value.retry_after_s > 0
-    gate.open.set()
-    assert [future.result(60) for future in futures] == [0, 2, 4, 6]
-    assert batcher(9, rows=1) == 18
-
-
-def test_a_request_larger_than_the_queue_is_answered_when_nobody_waits(gate) -> None:
-    assert Batcher(gate, max_waiting=3)(5, rows=100) == 10
-
-
 def test_a_thousand_requests_from_many_threads_are_each_answered_once(gate, pool) -> None:
-    batcher = Batcher(gate, max_waiting=1000)
+    batcher = Batcher(gate)
     futures = [pool.submit(batcher, item, rows=1) for item in range(100, 1100)]
     assert [future.result(60) for future in futures] == [2 * item for item in range(100, 1100)]
     assert sorted(item for batch in gate.batches for item in batch) == list(range(100, 1100))

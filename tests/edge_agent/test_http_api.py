@@ -2,6 +2,8 @@
 
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from starlette.testclient import TestClient
 
 from adapter_store.errors import DiskFullError
 from edge_agent.http_api import create_app
+from edge_agent.serving import Answer
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -133,6 +136,34 @@ def test_a_body_over_the_limit_is_refused_declared_or_not(client, agent, install
     streamed = client.post("/v1/predict", content=chunks, headers={"content-type": "image/png"})
     assert (declared.status_code, streamed.status_code) == (413, 413)
     assert "max_body_bytes" in streamed.json()["hint"]
+
+
+def test_too_many_predictions_at_a_time_are_refused_and_others_get_through(
+    agent, install, make_images, monkeypatch
+) -> None:
+    install()
+    entered, leave = threading.Semaphore(0), threading.Event()
+    answer = agent.predict
+
+    def slow(images: np.ndarray, *, probe: bool = False) -> list[Answer]:
+        entered.release()
+        assert leave.wait(60)
+        return answer(images, probe=probe)
+
+    monkeypatch.setattr(agent, "predict", slow)
+    body = npy(make_images((0,), 1)[0])
+    full = agent.config.http.max_requests
+    with TestClient(create_app(agent)) as client, ThreadPoolExecutor(full) as pool:
+        waiting = [pool.submit(predict, client, body, "application/x-npy") for _ in range(full)]
+        for _ in range(full):
+            assert entered.acquire(timeout=60)
+        refused = predict(client, body, "application/x-npy")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert "http.max_requests" in refused.json()["hint"]
+        assert client.get("/healthz").status_code == 200
+        leave.set()
+        assert {request.result(60).status_code for request in waiting} == {200}
+        assert predict(client, body, "application/x-npy").status_code == 200
 
 
 def test_labels_come_one_at_a_time_or_many_at_once(client, agent, install, make_images) -> None:
