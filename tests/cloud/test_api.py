@@ -21,6 +21,7 @@ from tests.cloud.conftest import Fleet
 OPERATORS_OWN = (
     ("GET", "/v1/devices"),
     ("GET", "/v1/devices/device-a"),
+    ("GET", "/v1/devices/device-a/explanations/1"),
     ("POST", "/v1/devices/device-a/rollback"),
     ("POST", "/v1/devices/device-a/pin"),
     ("POST", "/v1/devices/device-a/unpin"),
@@ -81,7 +82,7 @@ def test_without_the_token_nothing_is_told_or_done(
 def test_the_list_of_guarded_requests_is_complete(store: Store) -> None:
     app = make_api(Operators(store, lambda *_: False), store, Offline(), "t")
     routes = {
-        (method, route.path.replace("{name}", "device-a").replace("{id}", "0"))
+        (method, route.path.format(name="device-a", id="0", episode="1"))
         for route in app.routes
         if isinstance(route, Route)
         for method in route.methods or ()
