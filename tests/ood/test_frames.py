@@ -53,10 +53,44 @@ def test_facts_survive_the_journal_and_damage_is_refused() -> None:
     again = FrameFacts.from_bytes(facts.to_bytes())
     assert again.digest == facts.digest
     assert again.mean == pytest.approx(facts.mean)
-    with pytest.raises(OodError, match="40 bytes"):
+    assert again.noise == pytest.approx(facts.noise)
+    assert again.edges == facts.edges
+    with pytest.raises(OodError, match="57 or 40 bytes"):
         FrameFacts.from_bytes(b"short")
     with pytest.raises(OodError, match="NaN"):
         FrameFacts.from_bytes(b"\xff" * 40)
+
+
+def test_facts_that_the_first_version_noted_are_read_and_known_to_lack_some() -> None:
+    facts = frame_facts(pictures(1))[0]
+    first = FrameFacts.from_bytes(facts.to_bytes()[:40])
+    assert first.mean == pytest.approx(facts.mean)
+    assert first.digest == facts.digest
+    assert not first.complete
+    assert facts.complete
+    assert Limits().faults([first]) == [""]
+
+
+def ending(n: int, empty: int, seed: int) -> np.ndarray:
+    """Pictures, so many of them empty on the right, as short sounds are in their spectrograms."""
+    frames = pictures(n, seed)
+    frames[:empty, :, 8:] = 0
+    return frames
+
+
+def test_a_half_that_is_often_empty_is_dead_when_it_is_empty_in_all() -> None:
+    limits = Limits.of(frame_facts(ending(100, 30, 0)))
+    as_ever = limits.faults(frame_facts(ending(50, 20, 1)))
+    dead = limits.faults(frame_facts(ending(50, 40, 2)))
+    assert not any(as_ever)
+    assert dead == ["partly dead"] * 40 + [""] * 10
+
+
+def test_a_half_that_is_never_empty_is_dead_at_once_wherever_others_are_empty() -> None:
+    limits = Limits.of(frame_facts(ending(100, 30, 0)))
+    left = pictures(1, 3)
+    left[:, :, :8] = 0
+    assert limits.faults(frame_facts(left)) == ["partly dead"]
 
 
 def test_what_is_no_batch_of_frames_is_refused() -> None:
@@ -64,3 +98,10 @@ def test_what_is_no_batch_of_frames_is_refused() -> None:
         frame_facts(np.full((1, 8, 8, 3), np.nan))
     with pytest.raises(OodError, match="say nothing"):
         frame_facts(np.zeros((1, 1, 8, 3), np.uint8))
+
+
+def test_edges_say_nothing_while_known_frames_are_of_the_first_version() -> None:
+    known = [
+        FrameFacts.from_bytes(facts.to_bytes()[:40]) for facts in frame_facts(ending(100, 30, 0))
+    ]
+    assert not any(Limits.of(known).faults(frame_facts(ending(50, 20, 1))))
