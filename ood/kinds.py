@@ -8,8 +8,8 @@ Asked in this order. *Sensor fault*: many frames are black, saturated, blank, pa
 before (`ood.frames`). *Prior change*: given the class each sample is answered as, scores look
 known, and the classes' proportions differ from the calibration's (a G-test by permutation; Sokal
 and Rohlf, "Biometry", 1995, section 17.2). *New classes or domain shift*: a logistic function of
-a few numbers that have no unit, so that they mean the same in every world and encoder; its weights
-were fitted to two worlds of one encoder (`benchmarks/kinds.py`).
+a few numbers that have no unit (`ood.measures`); its weights were fitted to worlds of their own
+(`benchmarks/kind_weights.py`).
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from ood.errors import OodError
 from ood.frames import FrameFacts, Limits
 from ood.groups import Cluster, clusters
 from ood.known import Known
+from ood.measures import FOREIGN_P, measures
 from ood.validation import FloatArray, check_features
 
 MIN_SAMPLES: Final = 16
 # A window with this share of faulty frames is a sensor's fault.
 FAULTY_SHARE: Final = 0.2
-# Samples less likely than this to be of the known world are foreign, as for the episode.
-FOREIGN_P: Final = 0.1
 # Conditional on its class, this share of known samples or less looks foreign.
 _KNOWN_SHARE: Final = 0.2
-_PRIOR_P: Final = 0.01
+# Windows that look known are hardly anything else, so that this need not be strict.
+_PRIOR_P: Final = 0.1
 _PERMUTATIONS: Final = 499
-_FLOOR: Final = 1e-9
+# No single number outweighs all others.
+_LIMIT: Final = 3.0
 
 
 class Kind(enum.StrEnum):
@@ -70,29 +71,30 @@ class Diagnosis:
     clusters: tuple[Cluster, ...] = ()
 
 
-# name: (weight, what it is subtracted by, what it is divided by). Fitted by benchmarks/kinds.py.
+# name: (weight, what it is subtracted by, what it is divided by). By benchmarks/kind_weights.py.
 _WEIGHTS: Final[dict[str, tuple[float, float, float]]] = {
-    "distance": (-0.270, 0.825, 0.846),
-    "displacement": (-0.524, -1.643, 1.455),
-    "variance": (0.854, -0.055, 0.313),
-    "class_spread": (-1.308, -0.043, 0.452),
-    "structure": (1.576, -1.779, 2.232),
-    "structure_gain": (0.971, 1.378, 2.551),
-    "evenness": (-1.552, 0.898, 0.096),
-    "look_contrast": (-0.774, -0.309, 0.832),
-    "look_grain": (-0.678, 0.426, 0.958),
+    "foreign": (-0.340, 0.646, 0.270),
+    "displacement": (-1.226, -0.924, 1.483),
+    "covariance": (-0.920, 0.438, 0.226),
+    "margin": (-0.802, -0.602, 0.444),
+    "alignment": (-1.026, 0.437, 0.242),
+    "far_alignment": (-0.617, 0.315, 0.198),
+    "look_scale": (-1.121, -0.495, 0.125),
+    "look_floor": (-0.753, 0.039, 0.714),
+    "floor": (-0.792, 23.94, 28.31),
+    "look_noise": (0.188, 0.123, 1.374),
+    "look_chroma": (-0.744, -0.042, 0.885),
 }
-_BIAS: Final = -1.573
+_BIAS: Final = -0.211
 _WEIGHTS_BLIND: Final[dict[str, tuple[float, float, float]]] = {
-    "distance": (-0.699, 0.825, 0.846),
-    "displacement": (-1.105, -1.643, 1.455),
-    "variance": (0.712, -0.055, 0.313),
-    "class_spread": (-1.374, -0.043, 0.452),
-    "structure": (1.011, -1.779, 2.232),
-    "structure_gain": (0.675, 1.378, 2.551),
-    "evenness": (-1.458, 0.898, 0.096),
+    "foreign": (-0.124, 0.646, 0.270),
+    "displacement": (-1.702, -0.924, 1.483),
+    "covariance": (-1.012, 0.438, 0.226),
+    "margin": (-0.591, -0.602, 0.444),
+    "alignment": (-0.835, 0.437, 0.242),
+    "far_alignment": (-0.568, 0.315, 0.198),
 }
-_BIAS_BLIND: Final = -1.295
+_BIAS_BLIND: Final = -0.072
 
 
 def diagnose(
@@ -132,61 +134,7 @@ def diagnose(
     prior = _prior_change(scores, nearest, known)
     if prior is not None:
         return prior
-    return _new_or_moved(rows, scores, p_values, known, frames)
-
-
-def measures(
-    rows: FloatArray, scores: FloatArray, known: Known, frames: Sequence[FrameFacts] = ()
-) -> dict[str, float]:
-    """The numbers that new classes and a new look are told apart by, none with a unit."""
-    moved = known.moved_back(rows)
-    scale = max(float(known.structure(known.features).std()), _FLOOR)
-    centre = float(known.structure(known.features).mean())
-    before, after = known.structure(rows), known.structure(moved)
-    answered = np.bincount(
-        known.mixture.head.distances(moved).argmin(axis=1),
-        minlength=len(known.mixture.head.components),
-    )
-    share = answered[answered > 0] / len(rows)
-    classes = len(known.mixture.head.components)
-    shift = rows.mean(axis=0) - known.features.mean(axis=0)
-    spread = max(known.features.var(axis=0).sum(), _FLOOR)
-    variance = rows.var(axis=0, ddof=1)
-    found = {
-        "distance": _log(scores.mean() / max(known.scores.mean(), _FLOOR)),
-        "displacement": _log(
-            max(shift @ shift - variance.sum() / len(rows), 0.0) / spread, floor=0.01
-        ),
-        "variance": _log(variance.sum() / spread),
-        "class_spread": _log(known.spread(rows) / max(known.spread(known.features), _FLOOR)),
-        "structure": float(np.clip((after.mean() - centre) / scale, -6, 6)),
-        "structure_gain": float(np.clip((after - before).mean() / scale, -6, 6)),
-        "evenness": float(-(share * np.log(share)).sum() / np.log(max(classes, 2))),
-    }
-    if frames and known.frames:
-        found |= _look(frames, known.frames)
-    return found
-
-
-def _look(frames: Sequence[FrameFacts], known: Sequence[FrameFacts]) -> dict[str, float]:
-    """By how much the median frame looks different, in known standard deviations, as logarithms."""
-    found, former = _looks(frames), _looks(known)
-    unit = np.sqrt(former.var(axis=0) + 0.02)
-    shifts = np.abs(np.median(found, axis=0) - np.median(former, axis=0)) / unit
-    names = ("look_contrast", "look_grain")
-    return {name: float(np.log(0.2 + shift)) for name, shift in zip(names, shifts, strict=True)}
-
-
-def _looks(frames: Sequence[FrameFacts]) -> FloatArray:
-    return np.array(
-        [
-            (
-                np.log(frame.spread + 4.0),
-                np.log((frame.grain + 0.2) / (frame.detail + 0.5)),
-            )
-            for frame in frames
-        ]
-    )
+    return _new_or_moved(rows, p_values <= FOREIGN_P, known, frames)
 
 
 def _sensor_fault(
@@ -253,24 +201,22 @@ def _proportions_differ(
 
 def _new_or_moved(
     rows: FloatArray,
-    scores: FloatArray,
-    p_values: FloatArray,
+    foreign: npt.NDArray[np.bool_],
     known: Known,
     frames: Sequence[FrameFacts],
 ) -> Diagnosis:
-    found = measures(rows, scores, known, frames)
-    sighted = "look_grain" in found
+    found = measures(rows, known, frames)
+    sighted = all(name in found for name in _WEIGHTS)
     weights, bias = (_WEIGHTS, _BIAS) if sighted else (_WEIGHTS_BLIND, _BIAS_BLIND)
     parts = {
-        name: weight * (found[name] - centre) / unit
+        name: weight * min(max((found[name] - centre) / unit, -_LIMIT), _LIMIT)
         for name, (weight, centre, unit) in weights.items()
     }
     value = sum(parts.values()) + bias
     new = 1.0 / (1.0 + float(np.exp(-np.clip(value, -30, 30))))
-    foreign = p_values <= FOREIGN_P
-    numbers = found | {"foreign": float(foreign.mean()), "new_classes": new}
+    numbers = found | {"new_classes": new}
     sign = 1.0 if new >= 0.5 else -1.0
-    strongest = sorted(parts, key=lambda name: -sign * parts[name])[:3]
+    strongest = sorted(_WORDS.keys() & parts.keys(), key=lambda name: -sign * parts[name])[:3]
     evidence = [
         f"{foreign.mean():.0%} of {len(rows)} samples look foreign ({FOREIGN_P:.0%} would anyway)",
         *(_WORDS[name].format(value=found[name], times=np.exp(found[name])) for name in strongest),
@@ -292,20 +238,17 @@ def _new_or_moved(
 
 
 _WORDS: Final = {
-    "distance": "the nearest class is {times:.2f} times as far as it is for known samples",
     "displacement": "all samples moved together by {times:.2f} of the known variance",
-    "variance": "the samples vary {times:.2f} times as much as known ones",
-    "class_spread": "in the directions that tell the classes apart they vary {times:.2f} "
-    "times as much as known ones",
-    "structure": "moved back to where known samples lie, they show the known classes by "
-    "{value:.1f} standard deviations of known samples",
-    "structure_gain": "moving them back makes them show the known classes more by {value:.1f} "
-    "standard deviations of known samples",
-    "evenness": "moved back, they spread over the known classes to {value:.0%} of an even spread",
-    "look_contrast": "the frames' contrast lies {times:.1f} known standard deviations off",
-    "look_grain": "the frames' sharpness lies {times:.1f} known standard deviations off",
+    "covariance": "the samples vary in the directions that known ones do to {value:.0%}",
+    "margin": "moved back to where known samples lie, the nearest class is nearer than the next by "
+    "{times:.2f} times what it is for known samples",
+    "alignment": "the samples answered alike lie towards that class's mean with cosine {value:.2f}",
+    "far_alignment": "the farther half, moved back to where known samples lie, lies towards the "
+    "means of the classes it is answered as with cosine {value:.2f}",
+    "look_scale": "the frames differ over one pixel {times:.2f} times as much as over two",
+    "look_floor": "the darkest parts of the frames are brighter than known ones by the signed "
+    "logarithm {value:+.1f} of known standard deviations",
+    "floor": "the darkest parts of the frames have the brightness {value:.0f} of 255",
+    "look_noise": "the noise of the frames lies {times:.1f} known standard deviations off",
+    "look_chroma": "the frames' noise of colour lies {times:.1f} known standard deviations off",
 }
-
-
-def _log(value: float, *, floor: float = 0.001) -> float:
-    return float(np.log(max(float(value), floor)))

@@ -17,7 +17,7 @@ from ood.calibration import Calibration
 from ood.errors import OodError
 from ood.frames import FrameFacts, Limits
 from ood.mixture import Mixture
-from ood.statistics import ClassStatistics, GaussianHead, shrunk_covariance
+from ood.statistics import ClassStatistics, shrunk_covariance
 from ood.validation import FloatArray, check_features
 
 # Weight, in samples, of the overall scores where a class's own are the yardstick.
@@ -60,48 +60,11 @@ class Known:
         self.labels = tuple(label for group in groups for label in group.labels)
 
     @cached_property
-    def _covariance(self) -> FloatArray:
-        scatter = np.sum([group.scatter for group in self._groups], axis=0)
-        freedom = sum(group.samples - len(group.labels) for group in self._groups)
-        return shrunk_covariance(scatter, freedom=freedom)[0]
-
-    @cached_property
     def scatter(self) -> float:
         """The mean squared distance of a sample from its class's mean."""
-        return float(np.trace(self._covariance))
-
-    @cached_property
-    def _discriminant(self) -> FloatArray:
-        """Directions, whitened, in which the class means differ [d, r]."""
-        whiten = np.linalg.inv(np.linalg.cholesky(self._covariance)).T
-        white = (self.means - self.means.mean(axis=0)) @ whiten
-        _, sizes, directions = np.linalg.svd(white, full_matrices=False)
-        kept = sizes > 1e-6 * max(float(sizes[0]), 1e-12)
-        kept[max(len(self.means) - 1, 1) :] = False
-        return np.asarray(whiten @ directions[kept].T, np.float64)
-
-    @cached_property
-    def _cloud(self) -> GaussianHead:
-        """All classes as one Gaussian of the same total mean and covariance."""
-        counts = np.concatenate([group.counts for group in self._groups])
-        centre = (counts / counts.sum()) @ self.means
-        between = (self.means - centre) * np.sqrt(counts)[:, None]
-        within = np.sum([group.scatter for group in self._groups], axis=0)
-        total = ClassStatistics(
-            ("all",),
-            np.array([counts.sum()], np.int64),
-            centre[None],
-            within + between.T @ between,
-        )
-        return GaussianHead.from_statistics([total])
-
-    def structure(self, features: FloatArray) -> FloatArray:
-        """By how much the classes explain each sample better than one Gaussian does, in nats."""
-        parts = self.mixture.log_likelihoods(features)
-        peak = parts.max(axis=1)
-        density = peak + np.log(np.exp(parts - peak[:, None]).sum(axis=1))
-        result: FloatArray = density - self._cloud.log_likelihoods(features)[:, 0]
-        return result
+        scatter = np.sum([group.scatter for group in self._groups], axis=0)
+        freedom = sum(group.samples - len(group.labels) for group in self._groups)
+        return float(np.trace(shrunk_covariance(scatter, freedom=freedom)[0]))
 
     def moved_back(self, features: FloatArray) -> FloatArray:
         """The window where the known samples lie: means and variances matched by dimension."""
@@ -110,10 +73,6 @@ class Known:
         mean = weight * features.mean(axis=0) + (1.0 - weight) * known
         ratio = (self.features.var(axis=0) + _FLOOR) / (features.var(axis=0) + _FLOOR)
         return np.asarray(known + ratio ** (0.5 * weight) * (features - mean), np.float64)
-
-    def spread(self, features: FloatArray) -> float:
-        """The variance in the directions that tell the classes apart."""
-        return float((features @ self._discriminant).var(axis=0, ddof=1).sum())
 
     def conditional_p_values(
         self, scores: FloatArray, nearest: npt.NDArray[np.int64]
