@@ -2,200 +2,33 @@
 
 Every pair gives windows of 64 and 256 samples, all shifted or mixed with as many known ones. A
 window of new classes or a new look counts when the agent would have confirmed its alarm; windows of
-faulty frames and of other proportions count always. The weights in `ood.kinds` were chosen on other
-draws of vit-tiny's worlds cifar50 and fsdd; the report keeps what was chosen on apart.
+faulty frames and of other proportions count always. The weights in `ood.kinds` were fitted on
+worlds of their own (`benchmarks/kind_weights.py`).
 
-    python -m benchmarks.kinds --data DIR [--cache DIR] [--encoders vit-tiny default]
+    python -m benchmarks.kinds --data DIR [--cache DIR] [--encoders NAME ...]
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.command import arguments, parsed, write
+from benchmarks.kind_windows import CONFIRM_SHARE, GROUPS, SEED, SEVERITIES, WorldWindows
 from benchmarks.pages import PAGE, table, write_section
-from benchmarks.worlds import Floats, Rows, World, Worlds, encoder
-from ood.frames import FrameFacts, frame_facts
-from ood.kinds import FOREIGN_P, Kind, diagnose
-from ood.known import Known
-from ood.statistics import ClassStatistics, l2_normalise
+from benchmarks.worlds import Worlds, encoder
+from ood.kinds import Kind, diagnose
+from ood.measures import FOREIGN_P
 
-SIZES: Final = (64, 256)
-MIXES: Final = (1.0, 0.5)
-SEVERITIES: Final = (3, 5)
-CHOSEN_ON: Final = (("vit-tiny", "cifar50"), ("vit-tiny", "fsdd"))
 BAR: Final = 0.9
-_DRAWS: Final = {Kind.NEW_CLASSES: 6, Kind.DOMAIN_SHIFT: 2, Kind.PRIOR_CHANGE: 6}
-_FAULT_DRAWS: Final = 3
-_CONFIRM_SHARE: Final = 0.2
-_SEED: Final = 20_261
+_WEIGHTS_REPORT: Final = Path(__file__).parent / "results" / "kind_weights.json"
 _TRUTHS: Final = (Kind.SENSOR_FAULT, Kind.DOMAIN_SHIFT, Kind.NEW_CLASSES, Kind.PRIOR_CHANGE)
-_GROUPS: Final = {
-    "near": Kind.NEW_CLASSES,
-    "far": Kind.NEW_CLASSES,
-    "domain": Kind.DOMAIN_SHIFT,
-    "corruption": Kind.DOMAIN_SHIFT,
-}
-Images = NDArray[np.uint8]
-Facts = Sequence[FrameFacts]
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """What the agent would be asked about."""
-
-    truth: Kind
-    group: str
-    foreign: str
-    size: int
-    mix: float
-    features: Floats
-    frames: Facts
-
-
-def frozen(images: Images, rng: np.random.Generator) -> Images:
-    """The sensor gives one frame for ever."""
-    return np.repeat(images[rng.integers(len(images))][None], len(images), axis=0)
-
-
-def black(images: Images, rng: np.random.Generator) -> Images:
-    """Next to no light: a fiftieth of it, and noise of two levels."""
-    noise = rng.normal(0, 2, images.shape)
-    return np.clip(images * 0.02 + noise, 0, 255).astype(np.uint8)
-
-
-def saturated(images: Images, rng: np.random.Generator) -> Images:
-    """Sixteen times too much light, and noise of two levels."""
-    lit = (images.astype(np.float64) + 16.0) * 16.0 + rng.normal(0, 2, images.shape)
-    return np.clip(lit, 0, 255).astype(np.uint8)
-
-
-def half_dead(images: Images, rng: np.random.Generator) -> Images:
-    """One half of the sensor, one of four, gives nothing."""
-    result, side = images.copy(), images.shape[1] // 2
-    halves = (np.s_[:, :side], np.s_[:, side:], np.s_[:, :, :side], np.s_[:, :, side:])
-    result[halves[rng.integers(4)]] = 0
-    return result
-
-
-FAULTS: Final[dict[str, Callable[[Images, np.random.Generator], Images]]] = {
-    "frozen": frozen,
-    "black": black,
-    "saturated": saturated,
-    "half dead": half_dead,
-}
-
-
-class _World:
-    """One world's windows."""
-
-    def __init__(self, worlds: Worlds, world: World, cache: Path) -> None:
-        self.worlds, self.world = worlds, world
-        self._cache = cache / "frames" / worlds.package.digest[:16]
-        calibration = self._facts("calibration", self._of(world.calibration.rows))
-        self.known = Known(
-            [ClassStatistics.fit(l2_normalise(world.fit.features), world.fit.labels)],
-            l2_normalise(world.calibration.features),
-            calibration,
-        )
-        self.features = l2_normalise(world.test.features)
-        self.frames = self._facts("test", self._of(world.test.rows))
-        self._rng = np.random.default_rng([_SEED, len(world.name), len(self.features)])
-
-    def windows(self) -> Iterator[Window]:
-        """Everything, in an order that is always the same."""
-        for pair in self.worlds.pairs():
-            if pair.known == self.world.name:
-                frames = self._facts(f"{pair.group}-{pair.foreign}", pair.images)
-                yield from self._of_pair(
-                    _GROUPS[pair.group], pair.group, pair.foreign, pair.features, frames
-                )
-        yield from self._other_proportions()
-        for name, broken in FAULTS.items():
-            yield from self._faults(name, broken)
-
-    def _of_pair(
-        self, truth: Kind, group: str, foreign: str, raw: Floats, frames: Facts
-    ) -> Iterator[Window]:
-        features = l2_normalise(raw)
-        for size, mix, _ in _settings(_DRAWS[truth]):
-            taken = self._rng.permutation(len(features))[: round(size * mix)]
-            window = features[taken], [frames[k] for k in taken]
-            yield self._mixed(truth, group, foreign, size, mix, window)
-
-    def _other_proportions(self) -> Iterator[Window]:
-        labels = np.array(self.world.test.labels)
-        names = sorted(set(self.world.test.labels))
-        for size, mix, _ in _settings(_DRAWS[Kind.PRIOR_CHANGE]):
-            few = self._rng.choice(names, max(1, len(names) // 5), replace=False)
-            pool = self._rng.permutation(np.flatnonzero(np.isin(labels, few)))
-            taken = pool[: round(size * mix)]
-            window = self.features[taken], [self.frames[k] for k in taken]
-            foreign = "a fifth of the classes"
-            yield self._mixed(Kind.PRIOR_CHANGE, "prior", foreign, size, mix, window, taken)
-
-    def _faults(self, name: str, broken: Callable[..., Images]) -> Iterator[Window]:
-        for size, mix, _ in _settings(_FAULT_DRAWS):
-            taken = self._rng.permutation(len(self.features))[: round(size * mix)]
-            images = broken(
-                self.worlds.images(self.world.name, self.world.test.rows[taken]), self._rng
-            )
-            if name == "frozen":
-                one = l2_normalise(self.worlds.encoded(images[:1]))
-                features = np.repeat(one, len(images), axis=0)
-            else:
-                features = l2_normalise(self.worlds.encoded(images))
-            window = features, frame_facts(images)
-            yield self._mixed(Kind.SENSOR_FAULT, "fault", name, size, mix, window, taken)
-
-    def _mixed(  # noqa: PLR0917 - in the order of a window's fields
-        self,
-        truth: Kind,
-        group: str,
-        foreign: str,
-        size: int,
-        mix: float,
-        shifted: tuple[Floats, Facts],
-        taken: Rows | None = None,
-    ) -> Window:
-        """Shifted samples among as many known ones as the mixture has, shuffled."""
-        features, frames = shifted
-        rest = np.arange(len(self.features))
-        if taken is not None:
-            rest = np.setdiff1d(rest, taken)
-        known = self._rng.permutation(rest)[: round(len(features) / mix) - len(features)]
-        order = self._rng.permutation(len(features) + len(known))
-        both = np.concatenate([features, self.features[known]])[order]
-        facts = [*frames, *(self.frames[k] for k in known)]
-        return Window(truth, group, foreign, size, mix, both, [facts[k] for k in order])
-
-    def _of(self, rows: Rows) -> Callable[[], Images]:
-        return lambda: self.worlds.images(self.world.name, rows)
-
-    def _facts(self, key: str, images: Callable[[], Images]) -> Facts:
-        path = self._cache / f"{self.world.name}-{key.replace(' ', '-')}.facts"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            found = [facts.to_bytes() for facts in frame_facts(images())]
-            path.write_bytes(msgspec.json.encode(found))
-        kept = msgspec.json.decode(path.read_bytes(), type=list[bytes])
-        return [FrameFacts.from_bytes(data) for data in kept]
-
-
-def _settings(draws: int) -> Iterator[tuple[int, float, int]]:
-    for size in SIZES:
-        for mix in MIXES:
-            for draw in range(draws):
-                yield size, mix, draw
 
 
 def run(name: str, data: Path, cache: Path) -> list[dict[str, Any]]:
@@ -203,12 +36,12 @@ def run(name: str, data: Path, cache: Path) -> list[dict[str, Any]]:
     worlds = Worlds(encoder(name, data, cache), data, cache, severities=SEVERITIES)
     rows = []
     for world in worlds.worlds.values():
-        started, places = time.monotonic(), _World(worlds, world, cache)
+        started, places = time.monotonic(), WorldWindows(worlds, world, cache)
         for window in places.windows():
             scores = places.known.mixture.head.distances(window.features).min(axis=1)
             foreign = float((places.known.calibration.p_values(scores) <= FOREIGN_P).mean())
-            confirmed = foreign >= _CONFIRM_SHARE
-            if not confirmed and window.group in _GROUPS:
+            confirmed = foreign >= CONFIRM_SHARE
+            if not confirmed and window.group in GROUPS:
                 continue
             said = diagnose(window.features, places.known, window.frames)
             rows.append(
@@ -274,7 +107,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "right_of_all": round(float(np.mean([row["said"] == row["truth"] for row in rows])), 3),
         "right": round(right(rows), 3),
         "confusion": confusion(rows),
-        "chosen_on": by(lambda row: str((row["encoder"], row["world"]) in CHOSEN_ON)),
         "by_encoder": by(lambda row: row["encoder"]),
         "by_world": by(lambda row: f"{row['encoder']} {row['world']}"),
         "by_group": by(lambda row: row["group"]),
@@ -323,15 +155,14 @@ def heat_map(counts: dict[str, dict[str, int]], out: Path) -> None:
     out.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
 
 
-def page(report: dict[str, Any]) -> str:
-    """The section of the page, from the report alone."""
+def page(report: dict[str, Any], weights: dict[str, Any]) -> str:
+    """The section of the page, from the reports of this benchmark and of `kind_weights` alone."""
     found = report["summary"]
     said = [*map(str, _TRUTHS), str(Kind.UNCLEAR)]
     rows = [
         [f"**{truth}**", *(found["confusion"][str(truth)].get(name, 0) for name in said)]
         for truth in _TRUTHS
     ]
-    apart = found["chosen_on"]
     met = "is met" if found["right"] >= BAR else "is **not met**"
     missed = "" if found["right"] >= BAR else f", by {100 * (BAR - found['right']):.1f} points"
     names = ["part", "windows", "right", *map(str, _TRUTHS)]
@@ -359,23 +190,32 @@ A pair of fewer samples than a window needs gives them all.
 {table(["was / said", *said], rows)}
 
 Right, as the mean over the four kinds: **{found["right"]:.1%}**; of all windows
-{found["right_of_all"]:.1%}. The bar of {BAR:.0%} {met}{missed}. The weights were chosen on other
-draws of vit-tiny's worlds cifar50 and fsdd: on those worlds {apart["True"]["right"]:.1%}, on all
-others {apart["False"]["right"]:.1%}. Of {found["faults_confirmed"]} windows of faulty frames that
-would confirm an alarm, {found["faults_confirmed_that_could_train"]} were called something that may
-lead to training, so "no sensor fault is ever trained on" holds but for those: all are half-dead
-frames of a world of spectrograms whose own frames are half black. Frames that are seen to be faults
-are left out of training whatever the window is called.
+{found["right_of_all"]:.1%}. The bar of {BAR:.0%} {met}{missed}. Of {found["faults_confirmed"]}
+windows of faulty frames that would confirm an alarm, {found["faults_confirmed_that_could_train"]}
+were called something that may lead to training. Frames that are seen to be faults are left out of
+training whatever the window is called.
 
-What fails is telling a new look from new classes, and it fails by world: paintings and sketches of
-the known objects are called new classes, corrupted spectrograms of bearings are so under vit-tiny,
-and the default encoder sees a new look in nearly all that is foreign to cifar50.
-Tried, on the two worlds of the choice only: the share of the distance that one common displacement
-explains, variance within and across the directions that tell classes apart, margins, principal
-values of the residual, the same over foreign samples only, and the network's output apart from its
-earlier depths. None carried over from one of the two worlds to the other by itself; nine numbers
-together, two of them of pixels, were best. A yardstick of the world's own, from leaving its classes
-out in turn, was not tried.
+The weights were fitted by [`benchmarks/kind_weights.py`](../../benchmarks/kind_weights.py) on
+{weights["windows"]} windows of eight other known worlds (parts of Tiny-ImageNet, Grocery, MNIST,
+each PACS domain but photo, other speakers, another load) under vit-tiny, five of them also under
+mobilenet. On the same worlds the measures were chosen, and how sure other proportions must be; no
+window of the encoder default was. Both use the same sets and the same kinds of corruption, in other
+parts. Where each world is judged by weights that saw neither it nor corruptions of its family nor
+the same far set, new classes and a new look are told apart, as the mean over both kinds, in
+{weights["with_frames"]["carried_over"]:.1%}, without facts of frames in
+{weights["blind"]["carried_over"]:.1%}. That flatters a little, since the measures were chosen by
+it; for a corruption unlike all fifteen expect no more. How many empty edges make a sensor dead was
+set on clean frames of fsdd, among them those of the judged world.
+
+What fails is to see new classes under the encoder default: Tiny-ImageNet and Grocery look to it
+like known classes in a new look. Under vit-tiny digits among as many known samples pass for other
+proportions, which closes the episode, and fog, frost and pixelation for new classes.
+Tried on the worlds of the choice and left out, since they added little or took away: what the
+measures say of the world's own classes when those are left out in turn, as a yardstick of its own;
+depths of the encoder apart; squares and products of the measures; only looks relative to the
+known ones.
+
+{lines("by_encoder")}
 
 {lines("by_world")}
 
@@ -401,13 +241,14 @@ def main(argv: list[str] | None = None) -> int:
     report = {
         "benchmark": "kinds",
         "encoders": options.encoders,
-        "seed": _SEED,
+        "seed": SEED,
         "numpy": np.__version__,
         "summary": summary(rows),
     }
     write(report, options.out)
     heat_map(report["summary"]["confusion"], PAGE.parent / "ood" / "kinds.svg")
-    write_section("kinds", page(report))
+    weights = msgspec.json.decode(_WEIGHTS_REPORT.read_bytes())
+    write_section("kinds", page(report, weights))
     print(report["summary"]["confusion"], report["summary"]["right"])
     return 0 if report["summary"]["right"] >= BAR else 1
 

@@ -81,7 +81,7 @@ _WEIGHTS: Final[dict[str, tuple[float, float, float]]] = {
     "far_alignment": (-0.617, 0.315, 0.198),
     "look_scale": (-1.121, -0.495, 0.125),
     "look_floor": (-0.753, 0.039, 0.714),
-    "floor": (-0.792, 23.94, 28.31),
+    "floor": (-0.792, 23.905, 28.326),
     "look_noise": (0.188, 0.123, 1.374),
     "look_chroma": (-0.744, -0.042, 0.885),
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import alarm_page, ood_page
+from benchmarks import alarm_page, kinds, ood_page
 from benchmarks.pages import PAGE
+from ood.kinds import _BIAS, _BIAS_BLIND, _WEIGHTS, _WEIGHTS_BLIND
 
 RESULTS = Path(ood_page.__file__).parent / "results"
 
@@ -19,6 +20,22 @@ def test_the_section_on_scores_is_made_from_the_results() -> None:
 def test_the_section_on_the_alarm_is_made_from_the_results() -> None:
     report = json.loads((RESULTS / "alarm.json").read_text("utf-8"))
     assert alarm_page.section(report).strip() in PAGE.read_text("utf-8")
+
+
+def test_the_section_on_kinds_is_made_from_the_results() -> None:
+    names = ("kinds", "kind_weights")
+    report, weights = (json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names)
+    assert kinds.page(report, weights).strip() in PAGE.read_text("utf-8")
+
+
+def test_the_weights_of_kinds_are_those_that_were_fitted() -> None:
+    report = json.loads((RESULTS / "kind_weights.json").read_text("utf-8"))
+    for key, weights, bias in (
+        ("with_frames", _WEIGHTS, _BIAS),
+        ("blind", _WEIGHTS_BLIND, _BIAS_BLIND),
+    ):
+        fitted = {name: tuple(values) for name, values in report[key]["weights"].items()}
+        assert (fitted, report[key]["bias"]) == (weights, bias)
 
 
 def test_the_worst_pair_and_the_group_means_come_from_the_values() -> None:
