@@ -142,7 +142,8 @@ class PartDistances:
     Attributes:
         columns: where the part lies in the features.
         centre: float64 [p], the mean of the components' means.
-        project: float32 [p, p + k], what whitens, and minus twice the whitened means after it.
+        project: float32 [p, p + k], the upper triangle that whitens, and minus twice the whitened
+            means after it.
         offsets: float64 [k], the squared lengths of the whitened means.
     """
 
@@ -158,10 +159,13 @@ class PartDistances:
     def nearest(self, rows: FloatArray) -> FloatArray:
         """Return the smallest squared distance of features [n, d], float64 [n], above 0."""
         part = (rows[:, self.columns] - self.centre).astype(np.float32)
-        projected = part @ self.project
-        white = projected[:, : len(self.centre)]
-        own = np.einsum("nd,nd->n", white, white).astype(np.float64)
-        nearest = own + (projected[:, len(self.centre) :] + self.offsets).min(axis=1)
+        width, half = len(self.centre), len(self.centre) // 2
+        # What whitens is triangular: of the part, half of its columns need no more than the half.
+        first = part[:, :half] @ self.project[:half, :half]
+        rest = part @ self.project[:, half:]
+        second, crossed = rest[:, : width - half], rest[:, width - half :]
+        own = np.einsum("nd,nd->n", first, first) + np.einsum("nd,nd->n", second, second)
+        nearest = own.astype(np.float64) + (crossed + self.offsets).min(axis=1)
         result: FloatArray = np.maximum(nearest, LEAST_DISTANCE)
         return result
 
