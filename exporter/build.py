@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from exporter.derive import derive
 from exporter.errors import EncoderError
 from exporter.families import adapter_family, attached_sites, tensor_shapes
 from exporter.graphs import weight_names
@@ -234,7 +235,10 @@ def build_encoder(
     )
     progress("writing the package")
     _write(out, {**contents, MANIFEST: canonical(manifest)})
-    return EncoderPackage.load(out)
+    package = EncoderPackage.load(out)
+    progress("deriving the bare suffix and the banks")
+    derive(package, progress)
+    return package
 
 
 def _stored_as(module: nn.Module, dtype: str) -> nn.Module:

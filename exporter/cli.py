@@ -1,4 +1,4 @@
-"""`driftkeel encoder build|inspect` and `driftkeel export`.
+"""`driftkeel encoder build|inspect|derive` and `driftkeel export`.
 
 Thin: reads options and files, calls the exporter, prints. Only the commands that build or write
 graphs import torch and ONNX.
@@ -26,7 +26,7 @@ _PARITY_SAMPLES = 8
 
 @click.group()
 def encoder() -> None:
-    """Build and inspect encoder packages."""
+    """Build, inspect and complete encoder packages."""
 
 
 @encoder.command()
@@ -118,6 +118,21 @@ def inspect(path: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(about, indent=2))
     else:
         _describe(package)
+
+
+@encoder.command("derive")
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+def derive_command(path: Path | None) -> None:
+    """Add the bare suffix and the banks to the package in PATH; its digest stays what it is.
+
+    Packages built by this version have them already. They are needed to fold adapters into the
+    encoder's weights and to answer one batch with several adapters.
+    """
+    with _training_extra():
+        from exporter.derive import derive  # noqa: PLC0415 - ONNX only where it is needed
+    package = EncoderPackage.load(path) if path else default_encoder_package()
+    for name in derive(package, _progress()):
+        click.echo(f"{package.path / name}: {(package.path / name).stat().st_size} bytes")
 
 
 @click.command()

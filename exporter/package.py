@@ -8,7 +8,7 @@ exporter read packages through here; nothing here imports torch or ONNX, and not
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -255,8 +255,15 @@ class EncoderPackage:
         Args:
             graph: The graph's file.
         """
-        wanted = frozenset(self.manifest.graphs[graph])
-        return self._weights(wanted.__contains__)
+        return self.named_weights(self.manifest.graphs[graph])
+
+    def named_weights(self, names: Collection[str]) -> dict[str, Array]:
+        """Reads some weights, floating-point ones widened to float32.
+
+        Args:
+            names: Their names as the package stores them.
+        """
+        return self._weights(frozenset(names).__contains__)
 
     def _weights(self, wanted: Callable[[str], bool]) -> dict[str, Array]:
         self.read(WEIGHTS)

@@ -8,7 +8,7 @@ accepts tensors of another rank or leaves one at its default.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,7 @@ class EncoderSessions:
         Raises:
             EncoderError: The input has another shape or type.
         """
-        _check(images, self._image_shape, "images")
+        check_rows(images, self._image_shape, "images")
         return _run(self._prefix, "images", images, {}, self.package.hidden_shape)
 
     def suffix(
@@ -82,14 +82,19 @@ class EncoderSessions:
             EncoderError: The family, a tensor's name, shape or type is not this encoder's.
         """
         family = family or self.package.families[0]
-        _check(hidden, self.package.hidden_shape, "hidden")
+        check_rows(hidden, self.package.hidden_shape, "hidden")
         feeds = {}
         if tensors:
             check_tensors(self.package, family, tensors)
             feeds = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        return _run(self._suffix(family), "hidden", hidden, feeds, (self.package.feature_dim,))
+        return _run(self.suffix_session(family), "hidden", hidden, feeds, (self.package.feature_dim,))
 
-    def _suffix(self, family: str) -> onnxruntime.InferenceSession:
+    def suffix_session(self, family: str) -> onnxruntime.InferenceSession:
+        """The one session of a family's suffix, made when it is first asked for.
+
+        Raises:
+            EncoderError: The encoder was not built for this family.
+        """
         with self._lock:
             if family not in self._suffixes:
                 graph = self.package.family(family).graph
@@ -139,20 +144,60 @@ def check_tensors(
     return rank or 0
 
 
-def _session(package: EncoderPackage, graph: str, threads: int) -> onnxruntime.InferenceSession:
+def open_session(
+    graph: bytes, weights: Mapping[str, npt.NDArray[np.generic]], *, threads: int, source: str
+) -> onnxruntime.InferenceSession:
+    """Makes a session of a graph without weights and the weights it names.
+
+    Args:
+        graph: The graph.
+        weights: The weights by initialiser name; the session keeps a copy.
+        threads: Threads for one run.
+        source: What to call the graph in an error.
+
+    Raises:
+        EncoderError: ONNX Runtime cannot load it.
+    """
     options = session_options(threads)
-    weights = package.graph_weights(graph)
     options.add_external_initializers(
         list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in weights.values()]
     )
     try:
-        return onnxruntime.InferenceSession(
-            package.read(graph), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's own exceptions share no public base
         raise EncoderError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {package.path / graph}: {error}"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {source}: {error}"
         ) from error
+
+
+def check_rows(rows: Array, shape: tuple[int, ...], what: str) -> None:
+    """Checks a batch, because the runtime's own words name no shape.
+
+    Raises:
+        EncoderError: It is not float32 [n, *shape].
+    """
+    if rows.dtype != np.float32 or rows.shape[1:] != shape or rows.ndim != len(shape) + 1:
+        wanted = ", ".join(str(axis) for axis in shape)
+        raise EncoderError(
+            f"{what} are {rows.dtype} {list(rows.shape)}, expected float32 [n, {wanted}]"
+        )
+
+
+def in_batches(run: Callable[[slice], Array], count: int, shape: tuple[int, ...]) -> Array:
+    """Runs rows in batches of `BATCH_ROWS` and puts the results [n, *shape] together."""
+    outputs = [run(slice(at, at + BATCH_ROWS)) for at in range(0, count, BATCH_ROWS)]
+    if len(outputs) == 1:
+        return outputs[0]
+    return np.concatenate(outputs) if outputs else np.empty((0, *shape), np.float32)
+
+
+def _session(package: EncoderPackage, graph: str, threads: int) -> onnxruntime.InferenceSession:
+    return open_session(
+        package.read(graph),
+        package.graph_weights(graph),
+        threads=threads,
+        source=str(package.path / graph),
+    )
 
 
 def _run(
@@ -162,18 +207,8 @@ def _run(
     feeds: Mapping[str, Array],
     shape: tuple[int, ...],
 ) -> Array:
-    outputs: list[Array] = [
-        session.run(None, {name: np.ascontiguousarray(rows[at : at + BATCH_ROWS]), **feeds})[0]
-        for at in range(0, len(rows), BATCH_ROWS)
-    ]
-    if len(outputs) == 1:
-        return outputs[0]
-    return np.concatenate(outputs) if outputs else np.empty((0, *shape), np.float32)
-
-
-def _check(value: Array, shape: tuple[int, ...], what: str) -> None:
-    if value.dtype != np.float32 or value.shape[1:] != shape or value.ndim != len(shape) + 1:
-        wanted = ", ".join(str(axis) for axis in shape)
-        raise EncoderError(
-            f"{what} are {value.dtype} {list(value.shape)}, expected float32 [n, {wanted}]"
-        )
+    return in_batches(
+        lambda part: session.run(None, {name: np.ascontiguousarray(rows[part]), **feeds})[0],
+        len(rows),
+        shape,
+    )

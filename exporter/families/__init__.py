@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from exporter.errors import EncoderError
-from exporter.families.base import RANK, AdapterFamily, Floats, Shapes
+from exporter.families.base import RANK, AdapterFamily, Floats, LinearFamily, Shapes
 from exporter.families.bitfit import BitFit
 from exporter.families.bottleneck import Bottleneck
 from exporter.families.compacter import Compacter
@@ -27,6 +27,7 @@ __all__ = [
     "RANK",
     "TRAINING_FREE",
     "AdapterFamily",
+    "LinearFamily",
     "adapter_family",
     "attached_sites",
     "family_names",

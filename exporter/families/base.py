@@ -7,13 +7,16 @@ computes nothing and knows no network.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
+from exporter.families.affine import Affine, Doubles
 from exporter.package import Kind, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RANK = "rank"
 
@@ -52,6 +55,23 @@ class AdapterFamily(Protocol):
 
     def apply(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], site: Site) -> Tensor:
         """The adapted output of a module that maps `x` to `y`, channels last."""
+
+
+@runtime_checkable
+class LinearFamily(AdapterFamily, Protocol):
+    """A family whose adapted module is the module with other weights."""
+
+    def fold(self, weights: Affine, params: Mapping[str, Doubles], site: Site) -> Affine:
+        """The weights with which a module alone computes what `apply` makes of its output.
+
+        Args:
+            weights: The module's weights.
+            params: The adapter's tensors at this site, in double precision.
+            site: Where they attach.
+
+        Raises:
+            EncoderError: The module cannot take this adapter into its weights.
+        """
 
 
 def uniform(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Floats:

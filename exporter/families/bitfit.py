@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
+from exporter.families.affine import Affine, Doubles
 from exporter.families.base import Floats, Shapes, zeros
 from exporter.package import Kind, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class BitFit:
@@ -38,3 +42,8 @@ class BitFit:
         """Adds the bias."""
         del x, site
         return y + params["bias"]
+
+    def fold(self, weights: Affine, params: Mapping[str, Doubles], site: Site) -> Affine:
+        """Shifts the module's bias."""
+        del site
+        return weights.shifted(params["bias"])

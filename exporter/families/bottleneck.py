@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name all of torch's users know
 
 from exporter.families.base import RANK, Floats, Shapes, uniform, zeros
 from exporter.package import Kind, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Bottleneck:
@@ -46,6 +48,8 @@ class Bottleneck:
 
     def apply(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], site: Site) -> Tensor:
         """Adds the perceptron's output to the module's."""
+        from torch.nn import functional as F  # noqa: N812, PLC0415 - folding needs no torch
+
         del site
         inner = F.relu(F.linear(x, params["down.weight"], params["down.bias"]))
         update = F.linear(inner, params["up.weight"], params["up.bias"])

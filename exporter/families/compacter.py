@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name all of torch's users know
 
 from exporter.families.base import RANK, Floats, Shapes, uniform, zeros
 from exporter.package import Kind, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PARTS = 4
 
@@ -61,6 +63,8 @@ class Compacter:
 
     def apply(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], site: Site) -> Tensor:
         """Adds the perceptron's output to the module's, which is also its input."""
+        from torch.nn import functional as F  # noqa: N812, PLC0415 - folding needs no torch
+
         del x, site
         down = _kronecker(params["down.rule"], params["down.in"], params["down.out"])
         inner = F.gelu(y @ down + params["down.bias"].flatten())

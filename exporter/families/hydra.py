@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name all of torch's users know
 
+from exporter.families.affine import Affine, Doubles
 from exporter.families.base import RANK, Floats, Shapes, uniform, zeros
 from exporter.package import Kind, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Hydra:
@@ -45,7 +48,19 @@ class Hydra:
 
     def apply(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], site: Site) -> Tensor:
         """Adds both branches to the module's output."""
+        from torch.nn import functional as F  # noqa: N812, PLC0415 - folding needs no torch
+
         del site
         parallel = F.linear(F.linear(x, params["parallel.down"]), params["parallel.up"])
         sequential = F.linear(F.linear(y, params["sequential.down"]), params["sequential.up"])
         return y + self.settings["scale"] * (parallel + sequential)
+
+    def fold(self, weights: Affine, params: Mapping[str, Doubles], site: Site) -> Affine:
+        """Mixes the module's outputs by the sequential branch and adds the parallel one's product.
+
+        The latter goes around the module, so only one that is linear itself can take it.
+        """
+        scale = self.settings["scale"]
+        sequential = params["sequential.up"] @ params["sequential.down"]
+        parallel = params["parallel.up"] @ params["parallel.down"]
+        return weights.mixed(np.eye(site.outputs) + scale * sequential).plus(scale * parallel)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name all of torch's users know
 
+from exporter.families.affine import Affine, Doubles
 from exporter.families.base import RANK, Floats, Shapes, uniform, zeros
 from exporter.package import Kind, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Lora:
@@ -40,6 +43,14 @@ class Lora:
 
     def apply(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], site: Site) -> Tensor:
         """Adds the low-rank map's output to the module's."""
+        from torch.nn import functional as F  # noqa: N812, PLC0415 - folding needs no torch
+
         del site
         update = F.linear(F.linear(x, params["down.weight"]), params["up.weight"])
         return y + self.settings["scale"] * update
+
+    def fold(self, weights: Affine, params: Mapping[str, Doubles], site: Site) -> Affine:
+        """Adds the product of the factors to the module's weight."""
+        del site
+        update = params["up.weight"] @ params["down.weight"]
+        return weights.plus(self.settings["scale"] * update)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
+from exporter.families.affine import Affine, Doubles
 from exporter.families.base import Floats, Shapes, zeros
 from exporter.package import Kind, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Ssf:
@@ -39,3 +43,8 @@ class Ssf:
         """Scales and shifts."""
         del x, site
         return y * (1 + params["scale"]) + params["shift"]
+
+    def fold(self, weights: Affine, params: Mapping[str, Doubles], site: Site) -> Affine:
+        """Scales the module's weights and shifts its bias."""
+        del site
+        return weights.scaled(1 + params["scale"]).shifted(params["shift"])

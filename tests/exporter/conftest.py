@@ -1,19 +1,24 @@
-"""A tiny encoder package with random weights, built once, and an adapter that changes it."""
+"""Tiny encoder packages with random weights, built once, and adapters that change them."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from torch import Tensor, nn
 
-from exporter.build import build_vit
-from exporter.families import adapter_family, initial_tensors
-from exporter.package import EncoderPackage
+from exporter.build import build_encoder, build_vit
+from exporter.families import adapter_family, family_names, initial_tensors
+from exporter.package import EncoderPackage, Site
 from exporter.sessions import EncoderSessions
 from exporter.vit import VisionTransformer
 
 Array = npt.NDArray[np.float32]
+
+CONVOLUTIONAL = ("bitfit", "bottleneck", "compacter", "hydra", "lora", "ssf")
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +74,56 @@ def adapter(package: EncoderPackage, rank: int) -> dict[str, Array]:
 @pytest.fixture(scope="session")
 def tensors(package: EncoderPackage) -> dict[str, Array]:
     return adapter(package, 4)
+
+
+class Maps(nn.Module):
+    """Two convolutions between feature maps, pooled at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.one(hidden).relu()
+        features: Tensor = (hidden + self.two(hidden)).mean(dim=(2, 3))
+        return features
+
+
+def cnn(out: Path, families: tuple[str, ...]) -> EncoderPackage:
+    torch.manual_seed(0)
+    sites = {name: Site(8, channel_axis=1) for name in ("one", "two")}
+    prefix = nn.Conv2d(3, 8, 4, stride=4)
+    return build_encoder(
+        prefix, Maps(), sites=sites, image_size=16, name="cnn", out=out, families=families
+    )
+
+
+@pytest.fixture(scope="session")
+def encoders(
+    tiny_vit: VisionTransformer, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, EncoderSessions]:
+    """A transformer with every family, and a convolutional network with those that fit it."""
+    folder = tmp_path_factory.mktemp("families")
+    vit = build_vit(
+        tiny_vit.state_dict(),
+        image_size=16,
+        suffix_blocks=2,
+        heads=2,
+        name="vit",
+        out=folder / "vit",
+        families=family_names(),
+    )
+    packages = {"vit": vit, "cnn": cnn(folder / "cnn", CONVOLUTIONAL)}
+    return {name: EncoderSessions(package) for name, package in packages.items()}
+
+
+def fresh(package: EncoderPackage, name: str, rank: int) -> dict[str, Array]:
+    return initial_tensors(adapter_family(name), package.manifest.sites, rank, seed=rank)
+
+
+def moved(package: EncoderPackage, name: str, rank: int) -> dict[str, Array]:
+    rng = np.random.default_rng(rank)
+    return {
+        tensor: value + rng.normal(scale=0.2, size=value.shape).astype(np.float32)
+        for tensor, value in fresh(package, name, rank).items()
+    }

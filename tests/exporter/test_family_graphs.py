@@ -9,71 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporter.build import build_encoder, build_vit
+from exporter.build import build_encoder
 from exporter.errors import EncoderError
-from exporter.families import adapter_family, family_names, initial_tensors, truncate
+from exporter.families import adapter_family, family_names, truncate
 from exporter.package import EncoderPackage, Site
 from exporter.parity import parity
 from exporter.programs import load_training_program
 from exporter.sessions import EncoderSessions
 from exporter.vit import VisionTransformer
-from tests.exporter.conftest import Array
+from tests.exporter.conftest import CONVOLUTIONAL, Array, Maps, cnn, fresh, moved
 
-CONVOLUTIONAL = ("bitfit", "bottleneck", "compacter", "hydra", "lora", "ssf")
 CASES = [("vit", name) for name in family_names()] + [("cnn", name) for name in CONVOLUTIONAL]
 RANK = 3
-
-
-class Maps(nn.Module):
-    """Two convolutions between feature maps, pooled at the end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        hidden = hidden + self.one(hidden).relu()
-        features: Tensor = (hidden + self.two(hidden)).mean(dim=(2, 3))
-        return features
-
-
-def cnn(out: Path, families: tuple[str, ...]) -> EncoderPackage:
-    torch.manual_seed(0)
-    sites = {name: Site(8, channel_axis=1) for name in ("one", "two")}
-    prefix = nn.Conv2d(3, 8, 4, stride=4)
-    return build_encoder(
-        prefix, Maps(), sites=sites, image_size=16, name="cnn", out=out, families=families
-    )
-
-
-@pytest.fixture(scope="module")
-def encoders(
-    tiny_vit: VisionTransformer, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, EncoderSessions]:
-    folder = tmp_path_factory.mktemp("families")
-    vit = build_vit(
-        tiny_vit.state_dict(),
-        image_size=16,
-        suffix_blocks=2,
-        heads=2,
-        name="vit",
-        out=folder / "vit",
-        families=family_names(),
-    )
-    packages = {"vit": vit, "cnn": cnn(folder / "cnn", CONVOLUTIONAL)}
-    return {name: EncoderSessions(package) for name, package in packages.items()}
-
-
-def fresh(package: EncoderPackage, name: str, rank: int) -> dict[str, Array]:
-    return initial_tensors(adapter_family(name), package.manifest.sites, rank, seed=rank)
-
-
-def moved(package: EncoderPackage, name: str, rank: int) -> dict[str, Array]:
-    rng = np.random.default_rng(rank)
-    return {
-        tensor: value + rng.normal(scale=0.2, size=value.shape).astype(np.float32)
-        for tensor, value in fresh(package, name, rank).items()
-    }
 
 
 @pytest.mark.parametrize(("network", "name"), CASES)
