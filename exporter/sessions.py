@@ -87,7 +87,9 @@ class EncoderSessions:
         if tensors:
             check_tensors(self.package, family, tensors)
             feeds = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        return _run(self.suffix_session(family), "hidden", hidden, feeds, (self.package.feature_dim,))
+        return _run(
+            self.suffix_session(family), "hidden", hidden, feeds, (self.package.feature_dim,)
+        )
 
     def suffix_session(self, family: str) -> onnxruntime.InferenceSession:
         """The one session of a family's suffix, made when it is first asked for.

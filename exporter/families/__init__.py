@@ -35,6 +35,7 @@ __all__ = [
     "largest_rank",
     "nested",
     "padded",
+    "rank_axes",
     "tensor_shapes",
     "truncate",
 ]
@@ -140,7 +141,9 @@ def truncate(family: AdapterFamily, tensors: Mapping[str, _Value], rank: int) ->
     """
     if rank < 1:
         raise EncoderError(f"cannot keep {rank} ranks of an adapter; keep at least 1")
-    axes = _rank_axes(family)
+    if not family.ranked:
+        raise EncoderError(f"the family {family.name!r} has no rank")
+    axes = rank_axes(family)
     return {
         name: value[tuple(slice(rank) if a in axes[_param(name)] else slice(None)
                           for a in range(len(value.shape)))]
@@ -164,7 +167,7 @@ def nested(
 
 def largest_rank(family: AdapterFamily, tensors: Mapping[str, _Value]) -> int:
     """The rank of an adapter, the largest of its sites'; 1 in a family without a rank."""
-    axes = _rank_axes(family) if family.ranked else {}
+    axes = rank_axes(family)
     ranks = [v.shape[a] for name, v in tensors.items() for a in axes.get(_param(name), ())]
     return int(max(ranks, default=1))
 
@@ -204,9 +207,7 @@ def _param(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
-def _rank_axes(family: AdapterFamily) -> dict[str, tuple[int, ...]]:
-    """The axes of each tensor that are the rank's; they do not depend on the site."""
-    if not family.ranked:
-        raise EncoderError(f"the family {family.name!r} has no rank")
+def rank_axes(family: AdapterFamily) -> dict[str, tuple[int, ...]]:
+    """The axes of each of a site's tensors that are the rank's; they do not depend on the site."""
     shapes = family.shapes(Site(4, heads=1)).items()
     return {key: tuple(a for a, n in enumerate(shape) if n == RANK) for key, shape in shapes}

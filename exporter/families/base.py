@@ -34,6 +34,10 @@ class AdapterFamily(Protocol):
         otherwise: The kinds it attaches to in an encoder that has none of `kinds`.
         ranked: Its tensors have an axis of the adapter's rank.
         pads: A rank is a sum of parts, so rows of zeros behind the others change nothing.
+        products: Pairs of tensors that act through their matrix product alone, left and right.
+        linear_in: Tensors that the change of a module's output is linear in when the others stay;
+            with `pads`, ranks put side by side add up what each of them changes. Empty where
+            there is no such split.
     """
 
     name: str
@@ -42,6 +46,8 @@ class AdapterFamily(Protocol):
     otherwise: frozenset[Kind]
     ranked: bool
     pads: bool
+    products: tuple[tuple[str, str], ...]
+    linear_in: frozenset[str]
 
     def shapes(self, site: Site) -> Shapes:
         """The tensors at one site; `"rank"` stands for the adapter's rank."""

@@ -28,6 +28,8 @@ class BitFit:
     otherwise: frozenset[Kind] = frozenset()
     ranked = False
     pads = False
+    products: tuple[tuple[str, str], ...] = ()
+    linear_in = frozenset({"bias"})
 
     def shapes(self, site: Site) -> Shapes:
         """The bias's change."""

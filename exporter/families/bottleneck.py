@@ -27,6 +27,8 @@ class Bottleneck:
     otherwise: frozenset[Kind] = frozenset()
     ranked = True
     pads = True
+    products: tuple[tuple[str, str], ...] = ()
+    linear_in = frozenset({"up.bias", "up.weight"})
 
     def shapes(self, site: Site) -> Shapes:
         """Down- and up-projection, each with a bias."""

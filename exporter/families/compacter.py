@@ -31,6 +31,8 @@ class Compacter:
     otherwise: frozenset[Kind] = frozenset()
     ranked = True
     pads = True
+    products: tuple[tuple[str, str], ...] = ()
+    linear_in: frozenset[str] = frozenset()
 
     def shapes(self, site: Site) -> Shapes:
         """Rules and both factors of each projection, and a bias of each."""

@@ -27,6 +27,11 @@ class Hydra:
     otherwise: frozenset[Kind] = frozenset()
     ranked = True
     pads = True
+    products = (
+        ("parallel.up", "parallel.down"),
+        ("sequential.up", "sequential.down"),
+    )
+    linear_in = frozenset({"parallel.up", "sequential.up"})
 
     def shapes(self, site: Site) -> Shapes:
         """Two factors for each branch."""

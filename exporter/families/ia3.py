@@ -28,6 +28,8 @@ class Ia3:
     otherwise: frozenset[Kind] = frozenset()
     ranked = False
     pads = False
+    products: tuple[tuple[str, str], ...] = ()
+    linear_in = frozenset({"scale"})
 
     def shapes(self, site: Site) -> Shapes:
         """The vector, less one."""

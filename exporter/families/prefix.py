@@ -30,6 +30,8 @@ class Prefix:
     otherwise: frozenset[Kind] = frozenset()
     ranked = True
     pads = False
+    products: tuple[tuple[str, str], ...] = ()
+    linear_in: frozenset[str] = frozenset()
 
     def shapes(self, site: Site) -> Shapes:
         """Keys and values of all heads together."""

@@ -29,6 +29,8 @@ class Ssf:
     otherwise: frozenset[Kind] = frozenset()
     ranked = False
     pads = False
+    products: tuple[tuple[str, str], ...] = ()
+    linear_in = frozenset({"scale", "shift"})
 
     def shapes(self, site: Site) -> Shapes:
         """A scale, less one, and a shift."""
