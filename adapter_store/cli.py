@@ -21,6 +21,7 @@ _SUMMARIES = {
     "encoder": "Build and inspect encoder packages.",
     "export": "Write a suffix with one adapter as a standalone ONNX file.",
     "families": "Compare adapter families on a labelled set.",
+    "merge": "Merge several adapters into one.",
     "ood": "Say why a shift alarm fired.",
     "shell": "Operate the fleet: approve adapters, roll devices back.",
 }

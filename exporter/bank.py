@@ -61,7 +61,8 @@ class AdapterBank:
             axes = [max(ranks) if axis == RANK else int(axis) for axis in shape]
             stacked = np.zeros([self.count + 1, *axes], np.float32)
             for number, tensors in enumerate(adapters):
-                stacked[(number, *(slice(size) for size in tensors[name].shape))] = tensors[name]
+                own = tuple(slice(size) for size in tensors[name].shape)
+                stacked[number][own] = tensors[name]
             self.tensors[name] = stacked
 
 

@@ -55,7 +55,12 @@ def weighted(changes: Sequence[Change], weights: Sequence[float]) -> Change:
             "more, and not all 0"
         )
     shares = given / given.sum()
-    return _each(changes, lambda values: np.tensordot(shares, values, axes=1))
+
+    def mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        found: npt.NDArray[np.float64] = np.tensordot(shares, values, axes=1)
+        return found
+
+    return _each(changes, mean)
 
 
 def arithmetic(changes: Sequence[Change], scale: float) -> Change:
@@ -65,7 +70,7 @@ def arithmetic(changes: Sequence[Change], scale: float) -> Change:
         changes: What each adapter changes.
         scale: λ of the paper.
     """
-    return _each(changes, lambda values: scale * values.sum(axis=0))
+    return _each(changes, lambda values: np.multiply(scale, values.sum(axis=0)))
 
 
 def ties(changes: Sequence[Change], keep: float, scale: float) -> Change:

@@ -29,7 +29,7 @@ class BitFit:
     ranked = False
     pads = False
     products: tuple[tuple[str, str], ...] = ()
-    linear_in = frozenset({"bias"})
+    linear_in: frozenset[str] = frozenset({"bias"})
 
     def shapes(self, site: Site) -> Shapes:
         """The bias's change."""

@@ -28,7 +28,7 @@ class Bottleneck:
     ranked = True
     pads = True
     products: tuple[tuple[str, str], ...] = ()
-    linear_in = frozenset({"up.bias", "up.weight"})
+    linear_in: frozenset[str] = frozenset({"up.bias", "up.weight"})
 
     def shapes(self, site: Site) -> Shapes:
         """Down- and up-projection, each with a bias."""

@@ -27,11 +27,11 @@ class Hydra:
     otherwise: frozenset[Kind] = frozenset()
     ranked = True
     pads = True
-    products = (
+    products: tuple[tuple[str, str], ...] = (
         ("parallel.up", "parallel.down"),
         ("sequential.up", "sequential.down"),
     )
-    linear_in = frozenset({"parallel.up", "sequential.up"})
+    linear_in: frozenset[str] = frozenset({"parallel.up", "sequential.up"})
 
     def shapes(self, site: Site) -> Shapes:
         """Two factors for each branch."""

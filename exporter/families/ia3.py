@@ -29,7 +29,7 @@ class Ia3:
     ranked = False
     pads = False
     products: tuple[tuple[str, str], ...] = ()
-    linear_in = frozenset({"scale"})
+    linear_in: frozenset[str] = frozenset({"scale"})
 
     def shapes(self, site: Site) -> Shapes:
         """The vector, less one."""

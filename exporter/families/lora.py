@@ -29,8 +29,8 @@ class Lora:
     otherwise: frozenset[Kind] = frozenset({"block"})
     ranked = True
     pads = True
-    products = (("up.weight", "down.weight"),)
-    linear_in = frozenset({"up.weight"})
+    products: tuple[tuple[str, str], ...] = (("up.weight", "down.weight"),)
+    linear_in: frozenset[str] = frozenset({"up.weight"})
 
     def shapes(self, site: Site) -> Shapes:
         """The two factors, without a bias."""

@@ -30,7 +30,7 @@ class Ssf:
     ranked = False
     pads = False
     products: tuple[tuple[str, str], ...] = ()
-    linear_in = frozenset({"scale", "shift"})
+    linear_in: frozenset[str] = frozenset({"scale", "shift"})
 
     def shapes(self, site: Site) -> Shapes:
         """A scale, less one, and a shift."""
