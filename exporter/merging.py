@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,12 +56,7 @@ def weighted(changes: Sequence[Change], weights: Sequence[float]) -> Change:
             "more, and not all 0"
         )
     shares = given / given.sum()
-
-    def mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        found: npt.NDArray[np.float64] = np.tensordot(shares, values, axes=1)
-        return found
-
-    return _each(changes, mean)
+    return _each(changes, lambda values: np.tensordot(shares, values, axes=1))
 
 
 def arithmetic(changes: Sequence[Change], scale: float) -> Change:
@@ -70,7 +66,7 @@ def arithmetic(changes: Sequence[Change], scale: float) -> Change:
         changes: What each adapter changes.
         scale: λ of the paper.
     """
-    return _each(changes, lambda values: np.multiply(scale, values.sum(axis=0)))
+    return _each(changes, lambda values: scale * values.sum(axis=0))
 
 
 def ties(changes: Sequence[Change], keep: float, scale: float) -> Change:
@@ -87,13 +83,14 @@ def ties(changes: Sequence[Change], keep: float, scale: float) -> Change:
     if not 0 < keep <= 1:
         raise EncoderError(f"the share to keep is {keep}, expected above 0 and at most 1")
 
-    def merged(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def agreed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         sign = np.sign(values.sum(axis=0))
         agreeing = np.where(np.sign(values) == sign, values, 0.0)
         count = np.count_nonzero(agreeing, axis=0)
-        return scale * agreeing.sum(axis=0) / np.maximum(count, 1)
+        mean: npt.NDArray[np.float64] = agreeing.sum(axis=0) / np.maximum(count, 1)
+        return scale * mean
 
-    return _each([_trimmed(change, keep) for change in changes], merged)
+    return _each([_trimmed(change, keep) for change in changes], agreed)
 
 
 def dare(changes: Sequence[Change], drop: float, rng: np.random.Generator) -> list[Change]:
@@ -269,7 +266,7 @@ def merged(
 
 def _each(
     changes: Sequence[Change],
-    merge: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+    merge: Callable[[npt.NDArray[np.float64]], Any],  # NumPy types its reductions so
 ) -> Change:
     return {name: merge(np.stack([change[name] for change in changes])) for name in changes[0]}
 
