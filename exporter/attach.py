@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from exporter.derived import BARE_GRAPH, read_derived
 from exporter.errors import EncoderError
+from exporter.fold import folded_weights
 from exporter.graphs import filled, joined
 from exporter.package import PREFIX_GRAPH, EncoderPackage
 from exporter.sessions import check_tensors
@@ -31,6 +33,7 @@ def attach(
     *,
     family: str | None = None,
     whole: bool = False,
+    folded: bool = False,
 ) -> Path:
     """Writes a standalone ONNX model with one adapter inside.
 
@@ -40,17 +43,22 @@ def attach(
         out: The file to write, whole or not at all.
         family: The adapter's family; the package's first when absent.
         whole: Include the prefix: the model takes `images`, not `hidden`.
+        folded: Write the adapter into the encoder's weights, so that it adds no node.
 
     Returns:
         `out`.
 
     Raises:
-        EncoderError: The tensors are not this encoder's, or the model cannot be written.
+        EncoderError: The tensors are not this encoder's, cannot be folded, or the model cannot be
+            written.
     """
     family = family or package.families[0]
     if tensors:
         check_tensors(package, family, tensors)
-    model = _filled(package, package.family(family).graph, tensors)
+    if tensors and folded:
+        model = _folded(package, family, tensors)
+    else:
+        model = _filled(package, package.family(family).graph, tensors)
     if whole:
         model = joined(_filled(package, PREFIX_GRAPH, {}), model)
     about = {
@@ -83,3 +91,11 @@ def _filled(
 ) -> onnx.ModelProto:
     proto = onnx.load_model_from_string(package.read(graph))
     return filled(proto, package.graph_weights(graph), tensors)
+
+
+def _folded(
+    package: EncoderPackage, family: str, tensors: Mapping[str, npt.NDArray[np.float32]]
+) -> onnx.ModelProto:
+    graph = read_derived(package, BARE_GRAPH)
+    weights = folded_weights(package, family, tensors, package.named_weights(graph.weights))
+    return filled(onnx.load_model_from_string(graph.data), weights, {})

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -20,6 +21,9 @@ from safetensors import SafetensorError, safe_open
 from exporter.errors import EncoderError
 from exporter.package import EncoderPackage, default_encoder_package
 from exporter.sessions import EncoderSessions
+
+if TYPE_CHECKING:
+    from exporter.parity import ParityReport
 
 _PARITY_SAMPLES = 8
 
@@ -148,14 +152,28 @@ def derive_command(path: Path | None) -> None:
     type=click.Path(path_type=Path),
     help="The bundle with the adapter.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The ONNX file.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The ONNX file; of an adapter file, the directory.",
+)
 @click.option("--whole", is_flag=True, help="Include the prefix: images in, features out.")
-def export(encoder_path: Path | None, bundle: Path, out: Path, whole: bool) -> None:
-    """Write a suffix with one adapter inside as a standalone ONNX file.
+@click.option(
+    "--form",
+    type=click.Choice(["nodes", "folded", "adapter-file"]),
+    default="nodes",
+    show_default=True,
+    help="The adapter as nodes beside the encoder's, in the encoder's weights, or alone for ONNX "
+    "Runtime's adapter files.",
+)
+def export(encoder_path: Path | None, bundle: Path, out: Path, whole: bool, form: str) -> None:
+    """Write one adapter as a standalone ONNX file, or as an adapter file.
 
-    The result is compared with torch before it is written.
+    Every form is compared with torch before one is written.
     """
     from adapter_store.bundle import check_compatible, unpack  # noqa: PLC0415
+    from exporter.adapter_files import write_adapter  # noqa: PLC0415
 
     with _training_extra():
         from exporter.attach import attach  # noqa: PLC0415 - torch only where it is needed
@@ -176,9 +194,27 @@ def export(encoder_path: Path | None, bundle: Path, out: Path, whole: bool) -> N
         noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         hidden = EncoderSessions(package).prefix(noise)
         report = parity(package, family, adapter.tensors, hidden)
-        say(f"largest difference {report.largest:.2g}")
-    attach(package, adapter.tensors, out, family=family, whole=whole)
+        for line in _compared(report):
+            say(line)
+    if form == "adapter-file":
+        out = write_adapter(package, family, adapter.tensors, out)
+    else:
+        folded = form == "folded"
+        attach(package, adapter.tensors, out, family=family, whole=whole, folded=folded)
     click.echo(f"{out}: {out.stat().st_size} bytes")
+
+
+def _compared(report: ParityReport) -> Iterator[str]:
+    """The parity report in words, one form a line."""
+    for name, form in report.forms.items():
+        median, _, most = form.quantiles
+        yield (
+            f"{name}: differs by {form.largest:.2g} of the features' size at most, half of them by "
+            f"{median:.1g}, 99 % by {most:.1g}; {form.decisions_changed} of {report.samples} "
+            "decisions changed"
+        )
+    for name, reason in report.left_out.items():
+        yield f"{name}: not possible: {reason}"
 
 
 def _describe(package: EncoderPackage) -> None:

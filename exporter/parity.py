@@ -1,8 +1,8 @@
 """Does every exported form of a suffix compute what torch computes?
 
-Runs one adapter through the captured program in torch, through the serving session with the adapter
-fed, and through a standalone graph with the adapter inside, and compares. Exports call it before
-they are believed. Needs torch and ONNX.
+Runs one adapter through the captured program in torch and through every form that a device or
+another runtime may run it in, and compares. Exports and trainings call it before they are believed.
+Needs torch and ONNX.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from exporter.adapter_files import AttachedAdapter, write_adapter
 from exporter.attach import attach
-from exporter.errors import ParityError
+from exporter.bank import AdapterBank, BankSuffix
+from exporter.errors import EncoderError, ParityError
+from exporter.fold import Folder
 from exporter.package import EncoderPackage
 from exporter.programs import reference_features
-from exporter.sessions import EncoderSessions, session_options
+from exporter.sessions import EncoderSessions, check_tensors, session_options
 
 Array = npt.NDArray[np.float32]
+Tensors = Mapping[str, Array]
 Decide = Callable[[Array], npt.NDArray[Any]]
 
 TOLERANCE = 1e-4
@@ -53,12 +57,15 @@ class ParityReport:
 
     Attributes:
         samples: How many samples were compared.
-        forms: The difference of each form: `fed` (the serving session) and `attached` (the
-            standalone graph).
+        forms: The difference of each form: `fed` (the serving session with the adapter's
+            tensors), `attached` (the same with an adapter file), `bank` (one row's adapter of
+            several), `folded` (in the encoder's weights) and `standalone` (a graph of its own).
+        left_out: Forms that refuse this adapter themselves, and why: nobody can run them.
     """
 
     samples: int
     forms: Mapping[str, Difference]
+    left_out: Mapping[str, str]
 
     @property
     def largest(self) -> float:
@@ -69,7 +76,7 @@ class ParityReport:
 def parity(
     package: EncoderPackage,
     family: str,
-    tensors: Mapping[str, Array],
+    tensors: Tensors,
     hidden: Array,
     *,
     decide: Decide | None = None,
@@ -87,20 +94,22 @@ def parity(
         tolerance: The largest difference that is accepted.
 
     Raises:
+        EncoderError: The tensors are not this encoder's.
         ParityError: A form differs by more than the tolerance, or is not finite.
     """
     if not len(hidden):
         raise ParityError("parity needs at least one sample")
+    check_tensors(package, family, tensors)
     reference = reference_features(package, family, hidden, tensors)
-    forms = {"fed": EncoderSessions(package).suffix(hidden, tensors, family)}
-    with tempfile.TemporaryDirectory() as folder:
-        path = attach(package, tensors, Path(folder) / "suffix.onnx", family=family)
-        session = onnxruntime.InferenceSession(
-            path, session_options(), providers=["CPUExecutionProvider"]
-        )
-        forms["attached"] = session.run(None, {"hidden": hidden})[0]
+    sessions = EncoderSessions(package)
+    found, left_out = {}, {}
+    for name, run in _FORMS.items():
+        try:
+            found[name] = run(sessions, family, tensors, hidden)
+        except (EncoderError, ParityError) as error:
+            left_out[name] = str(error)
     choose = decide or _nearest_other(reference)
-    differences = {name: _difference(reference, found, choose) for name, found in forms.items()}
+    differences = {name: _difference(reference, rows, choose) for name, rows in found.items()}
     for name, difference in differences.items():
         if not difference.largest <= tolerance:
             raise ParityError(
@@ -108,7 +117,47 @@ def parity(
                 f"{difference.largest:.3g} of the features' size on {len(hidden)} samples, "
                 f"the tolerance is {tolerance:g}"
             )
-    return ParityReport(len(hidden), differences)
+    return ParityReport(len(hidden), differences, left_out)
+
+
+def _fed(sessions: EncoderSessions, family: str, tensors: Tensors, hidden: Array) -> Array:
+    return sessions.suffix(hidden, tensors, family)
+
+
+def _attached(sessions: EncoderSessions, family: str, tensors: Tensors, hidden: Array) -> Array:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_adapter(sessions.package, family, tensors, Path(folder))
+        return AttachedAdapter(sessions, family, path).run(hidden)
+
+
+def _bank(sessions: EncoderSessions, family: str, tensors: Tensors, hidden: Array) -> Array:
+    # Beside one that is only half as strong, so that the wrong row's adapter would show.
+    weaker = {name: value * np.float32(0.5) for name, value in tensors.items()}
+    bank = AdapterBank(sessions.package, family, [weaker, tensors])
+    return BankSuffix(sessions, family).run(hidden, bank, np.ones(len(hidden), np.int64))
+
+
+def _folded(sessions: EncoderSessions, family: str, tensors: Tensors, hidden: Array) -> Array:
+    return Folder(sessions).fold(family, tensors).run(hidden)
+
+
+def _standalone(sessions: EncoderSessions, family: str, tensors: Tensors, hidden: Array) -> Array:
+    with tempfile.TemporaryDirectory() as folder:
+        path = attach(sessions.package, tensors, Path(folder) / "suffix.onnx", family=family)
+        session = onnxruntime.InferenceSession(
+            path, session_options(), providers=["CPUExecutionProvider"]
+        )
+        found: Array = session.run(None, {"hidden": hidden})[0]
+    return found
+
+
+_FORMS: dict[str, Callable[[EncoderSessions, str, Tensors, Array], Array]] = {
+    "fed": _fed,
+    "attached": _attached,
+    "bank": _bank,
+    "folded": _folded,
+    "standalone": _standalone,
+}
 
 
 def _difference(reference: Array, found: Array, decide: Decide) -> Difference:

@@ -11,7 +11,7 @@ from exporter.attach import attach
 from exporter.errors import EncoderError
 from exporter.package import EncoderPackage
 from exporter.sessions import EncoderSessions
-from tests.exporter.conftest import Array
+from tests.exporter.conftest import Array, moved
 
 
 def run(path: Path, **feeds: Array) -> Array:
@@ -43,6 +43,21 @@ def test_a_whole_model_takes_images(
     expected = sessions.suffix(hidden, tensors)
     np.testing.assert_allclose(run(adapted, images=images), expected, atol=1e-5)
     np.testing.assert_allclose(run(base, images=images), sessions.suffix(hidden), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["lora", "ssf"])
+def test_a_folded_standalone_model_has_the_bare_model_s_nodes(
+    encoders: dict[str, EncoderSessions], images: Array, tmp_path: Path, family: str
+) -> None:
+    sessions = encoders["vit"]
+    package, tensors = sessions.package, moved(sessions.package, family, 3)
+    path = attach(
+        package, tensors, tmp_path / "folded.onnx", family=family, whole=True, folded=True
+    )
+    expected = sessions.suffix(sessions.prefix(images), tensors, family)
+    np.testing.assert_allclose(run(path, images=images), expected, atol=2e-5)
+    plain = attach(package, tensors, tmp_path / "nodes.onnx", family=family, whole=True)
+    assert len(onnx.load(path).graph.node) < len(onnx.load(plain).graph.node)
 
 
 def test_the_file_says_which_encoder_it_came_from(

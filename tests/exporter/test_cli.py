@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from safetensors.torch import save_file
 
 from adapter_store.bundle import Bundle, Manifest, pack
 from adapter_store.errors import WrongEncoderError
+from exporter.adapter_files import AttachedAdapter
 from exporter.cli import encoder, export
+from exporter.derived import DERIVED, derived_names
 from exporter.errors import EncoderError
 from exporter.package import EncoderPackage
 from exporter.sessions import EncoderSessions
@@ -139,6 +142,45 @@ def test_export_writes_a_bundle_as_a_model_that_runs_alone(
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     expected = sessions.suffix(sessions.prefix(images), given or None)
     np.testing.assert_allclose(session.run(None, {"images": images})[0], expected, atol=1e-5)
+
+
+def test_export_says_how_every_form_compares_and_writes_an_adapter_file(
+    sessions: EncoderSessions, tensors: dict[str, Array], tmp_path: Path
+) -> None:
+    package = sessions.package
+    (tmp_path / "a.bundle").write_bytes(bundle_of(sessions, package.digest, tensors))
+    arguments = ["--encoder", package.path, "--bundle", tmp_path / "a.bundle"]
+    arguments += ["--out", tmp_path, "--form", "adapter-file"]
+    result = CliRunner().invoke(export, [str(part) for part in arguments])
+    assert result.exit_code == 0, result.output
+    for form in ("fed", "attached", "bank", "standalone"):
+        assert f"{form}: differs by" in result.stderr
+    assert "folded: not possible: the family 'bottleneck' is not linear" in result.stderr
+    (path,) = tmp_path.glob("*.onnx_adapter")
+    hidden = sessions.prefix(np.ones((2, 3, 16, 16), np.float32))
+    found = AttachedAdapter(sessions, "bottleneck", path).run(hidden)
+    np.testing.assert_array_equal(found, sessions.suffix(hidden, tensors))
+
+
+def test_export_refuses_to_fold_what_is_not_linear(
+    sessions: EncoderSessions, tensors: dict[str, Array], tmp_path: Path
+) -> None:
+    package = sessions.package
+    (tmp_path / "a.bundle").write_bytes(bundle_of(sessions, package.digest, tensors))
+    arguments = ["--encoder", package.path, "--bundle", tmp_path / "a.bundle"]
+    arguments += ["--out", tmp_path / "model.onnx", "--form", "folded"]
+    with pytest.raises(EncoderError, match="'bottleneck' is not linear"):
+        CliRunner().invoke(export, [str(part) for part in arguments], catch_exceptions=False)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_derive_completes_an_older_package(package: EncoderPackage, tmp_path: Path) -> None:
+    older = EncoderPackage.load(Path(shutil.copytree(package.path, tmp_path / "older")))
+    (older.path / DERIVED).unlink()
+    result = CliRunner().invoke(encoder, ["derive", str(older.path)])
+    assert result.exit_code == 0, result.output
+    assert derived_names(older) == derived_names(package) != ()
+    assert all(name in result.stdout for name in derived_names(package))
 
 
 def test_export_refuses_a_bundle_for_another_encoder(

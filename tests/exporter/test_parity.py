@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from exporter import parity as module
-from exporter.errors import ParityError
+from exporter.derived import DERIVED
+from exporter.errors import EncoderError, ParityError
 from exporter.package import EncoderPackage
 from exporter.parity import parity
-from tests.exporter.conftest import Array
+from exporter.sessions import EncoderSessions
+from tests.exporter.conftest import Array, moved
 
 
 def test_every_form_agrees_with_torch(
@@ -15,7 +20,9 @@ def test_every_form_agrees_with_torch(
 ) -> None:
     report = parity(package, "bottleneck", tensors, hidden)
     assert report.samples == len(hidden)
-    assert set(report.forms) == {"fed", "attached"}
+    assert set(report.forms) == {"fed", "attached", "bank", "standalone"}
+    assert list(report.left_out) == ["folded"]
+    assert "not linear" in report.left_out["folded"]
     assert report.largest < 1e-5
     for form in report.forms.values():
         assert form.decisions_changed == 0
@@ -36,7 +43,7 @@ def test_a_form_that_computes_something_else_is_refused_by_its_name(
         return honest(package, {}, *args, **more)
 
     monkeypatch.setattr(module, "attach", forgetful)
-    with pytest.raises(ParityError, match="the attached suffix of 'tiny' differs"):
+    with pytest.raises(ParityError, match="the standalone suffix of 'tiny' differs"):
         parity(package, "bottleneck", tensors, hidden)
 
 
@@ -67,3 +74,32 @@ def test_one_sample_is_enough_and_none_is_not(
     assert parity(package, "bottleneck", tensors, hidden[:1]).samples == 1
     with pytest.raises(ParityError, match="at least one"):
         parity(package, "bottleneck", tensors, hidden[:0])
+
+
+@pytest.mark.parametrize("family", ["ia3", "lora", "ssf"])
+def test_a_linear_family_is_compared_in_every_form(
+    encoders: dict[str, EncoderSessions], images: Array, family: str
+) -> None:
+    sessions = encoders["vit"]
+    tensors = moved(sessions.package, family, 3)
+    report = parity(sessions.package, family, tensors, sessions.prefix(images))
+    assert set(report.forms) == {"fed", "attached", "bank", "folded", "standalone"}
+    assert not report.left_out
+    assert report.largest < 1e-5
+
+
+def test_an_older_package_is_compared_in_the_forms_it_has(
+    package: EncoderPackage, hidden: Array, tensors: dict[str, Array], tmp_path: Path
+) -> None:
+    older = EncoderPackage.load(Path(shutil.copytree(package.path, tmp_path / "older")))
+    (older.path / DERIVED).unlink()
+    report = parity(older, "bottleneck", tensors, hidden)
+    assert set(report.forms) == {"fed", "attached", "standalone"}
+    assert "driftkeel encoder derive" in report.left_out["bank"]
+
+
+def test_tensors_of_another_encoder_are_refused(
+    package: EncoderPackage, hidden: Array, tensors: dict[str, Array]
+) -> None:
+    with pytest.raises(EncoderError):
+        parity(package, "bottleneck", dict(list(tensors.items())[1:]), hidden)
