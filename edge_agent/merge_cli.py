@@ -93,7 +93,7 @@ def merge(
         EncoderSessions(package, threads=os.cpu_count() or 1),
         [_read(path) for path in bundles],
         [load_labelled(path, package.image_size) for path in data],
-        partial(_way, settings),
+        partial(way, settings),
         created_at=time.time(),
         created_by=getpass.getuser(),
     )
@@ -102,10 +102,17 @@ def merge(
     click.echo(f"{out}: {bundle_digest(made.data)}, {len(made.data)} bytes")
 
 
-def _way(
+def way(
     settings: Mapping[str, Any], family: str, adapters: Adapters, samples: Sequence[int]
 ) -> Merged:
-    """Merges as the options say."""
+    """Merges adapters as the command's options say.
+
+    Args:
+        settings: `method`, `rank`, `weight`, `scale`, `keep`, `drop` and `seed`.
+        family: The adapters' family.
+        adapters: Their tensors.
+        samples: How many samples each was trained on.
+    """
     method, rank = settings["method"], settings["rank"]
     weights = {"weighted": settings["weight"], "statistics": samples}.get(method)
     shares = [1.0] * len(adapters) if weights is None else [float(w) for w in weights]
@@ -122,8 +129,8 @@ def _way(
         "ties": partial(ties, keep=settings["keep"], scale=_TIES_SCALE if scale is None else scale),
         "dare": dropped,
     }
-    way = ways.get(method, partial(weighted, weights=shares))
-    return merged(family, adapters, way, rank=rank)
+    chosen = ways.get(method, partial(weighted, weights=shares))
+    return merged(family, adapters, chosen, rank=rank)
 
 
 def _read(path: Path) -> bytes:

@@ -104,6 +104,38 @@ class EncoderSessions:
             return self._suffixes[family]
 
 
+class FedAdapter:
+    """One adapter in memory, checked once; safe to use from several threads at once.
+
+    What `EncoderSessions.suffix` computes, without looking at every tensor in every call.
+
+    Args:
+        sessions: The encoder; its suffix session is shared with every other adapter.
+        family: The adapter's family.
+        tensors: The adapter's tensors; they must not be written to any more.
+
+    Raises:
+        EncoderError: The family, a tensor's name, shape or type is not this encoder's.
+    """
+
+    def __init__(
+        self, sessions: EncoderSessions, family: str, tensors: Mapping[str, Array]
+    ) -> None:
+        check_tensors(sessions.package, family, tensors)
+        self._package = sessions.package
+        self._session = sessions.suffix_session(family)
+        self._feeds = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+
+    def run(self, hidden: Array) -> Array:
+        """Features float32 [n, d] of hidden values float32 [n, ...], with the adapter.
+
+        Raises:
+            EncoderError: `hidden` has another shape or type.
+        """
+        check_rows(hidden, self._package.hidden_shape, "hidden")
+        return _run(self._session, "hidden", hidden, self._feeds, (self._package.feature_dim,))
+
+
 def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
     """Options for a device that has other work to do: few threads, none of them spinning."""
     options = onnxruntime.SessionOptions()

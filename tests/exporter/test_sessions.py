@@ -10,7 +10,7 @@ import torch
 from exporter.errors import EncoderError
 from exporter.families import adapter_family, initial_tensors
 from exporter.package import EncoderPackage
-from exporter.sessions import BATCH_ROWS, EncoderSessions, check_tensors
+from exporter.sessions import BATCH_ROWS, EncoderSessions, FedAdapter, check_tensors
 from exporter.vit import VisionTransformer
 from tests.exporter.conftest import Array, adapter
 
@@ -177,6 +177,19 @@ def test_the_rank_of_an_adapter_is_read_from_its_tensors(
     package: EncoderPackage, tensors: dict[str, Array]
 ) -> None:
     assert check_tensors(package, "bottleneck", tensors) == 4
+
+
+def test_an_adapter_that_is_checked_once_computes_what_one_that_is_always_checked_does(
+    package: EncoderPackage, sessions: EncoderSessions, hidden: Array, tensors: dict[str, Array]
+) -> None:
+    fed = FedAdapter(sessions, "bottleneck", tensors)
+    assert np.array_equal(fed.run(hidden), sessions.suffix(hidden, tensors))
+    with pytest.raises(EncoderError, match="hidden are"):
+        fed.run(hidden[0])
+    with pytest.raises(EncoderError, match="is missing"):
+        FedAdapter(sessions, "bottleneck", changed(tensors, **{NAME: None}))
+    with pytest.raises(EncoderError, match="no adapter family 'lora'"):
+        FedAdapter(sessions, "lora", tensors)
 
 
 def test_a_family_the_encoder_was_not_built_for_is_refused(
