@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -48,6 +45,7 @@ from exporter.programs import (
     save_program,
 )
 from exporter.vit import pooled_depths, split_vit, vit_from_state_dict, vit_sites
+from exporter.writing import check_absent, write_directory
 
 Progress = Callable[[str], None]
 _PROBE_IMAGES = 2
@@ -164,6 +162,7 @@ def build_encoder(
             is not finite, or a half cannot be captured.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> prefix = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.GELU())
         >>> suffix = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 4))
@@ -172,8 +171,7 @@ def build_encoder(
         >>> package.feature_dim, package.sites
         (4, ('0',))
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise EncoderError(f"{out} exists; give a directory that does not, or remove it")
+    check_absent(out)
     if not families:
         raise EncoderError("no adapter family was asked for; an encoder needs at least one")
     colours = _colour(mean, "mean"), _colour(std, "std")
@@ -234,7 +232,7 @@ def build_encoder(
         built_with={package: version(package) for package in ("torch", "onnx", "onnxscript")},
     )
     progress("writing the package")
-    _write(out, {**contents, MANIFEST: canonical(manifest)})
+    write_directory(out, {**contents, MANIFEST: canonical(manifest)})
     package = EncoderPackage.load(out)
     progress("deriving the bare suffix and the banks")
     derive(package, progress)
@@ -379,20 +377,3 @@ class _capturing:  # noqa: N801 - reads as a statement
             raise EncoderError(
                 f"{self.half} cannot be captured with torch.export or lowered to ONNX: {error}"
             ) from (error if isinstance(error, BaseException) else None)
-
-
-def _write(out: Path, contents: Mapping[str, bytes]) -> None:
-    """Writes a directory that appears whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        for name, data in contents.items():
-            with (draft / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        draft.chmod(0o755)
-        draft.replace(out)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise EncoderError(f"cannot write {out}: {error.strerror}") from error
