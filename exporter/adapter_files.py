@@ -22,7 +22,7 @@ import onnxruntime
 
 from exporter.errors import EncoderError
 from exporter.package import EncoderPackage
-from exporter.sessions import EncoderSessions, check_rows, check_tensors, in_batches
+from exporter.sessions import EncoderSessions, check_rows, check_tensors, in_batches, rows_at_once
 
 Array = npt.NDArray[np.float32]
 
@@ -119,6 +119,7 @@ class AttachedAdapter:
             )[0],
             len(hidden),
             (self._package.feature_dim,),
+            at_once=rows_at_once(self._package),
         )
 
 

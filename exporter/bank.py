@@ -16,7 +16,14 @@ from exporter.derived import bank_graph, read_derived
 from exporter.errors import EncoderError
 from exporter.families import RANK, adapter_family
 from exporter.package import EncoderPackage
-from exporter.sessions import EncoderSessions, check_rows, check_tensors, in_batches, open_session
+from exporter.sessions import (
+    EncoderSessions,
+    check_rows,
+    check_tensors,
+    in_batches,
+    open_session,
+    rows_at_once,
+)
 
 Array = npt.NDArray[np.float32]
 
@@ -123,4 +130,5 @@ class BankSuffix:
             )[0],
             len(hidden),
             (self._package.feature_dim,),
+            at_once=rows_at_once(self._package),
         )

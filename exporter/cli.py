@@ -1,4 +1,4 @@
-"""`driftkeel encoder build|inspect|derive` and `driftkeel export`.
+"""`driftkeel encoder build|inspect|derive|quantise` and `driftkeel export`.
 
 Thin: reads options and files, calls the exporter, prints. Only the commands that build or write
 graphs import torch and ONNX.
@@ -7,9 +7,6 @@ graphs import torch and ONNX.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +15,10 @@ import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from exporter.console import progress, training_extra
 from exporter.errors import EncoderError
-from exporter.package import EncoderPackage, default_encoder_package
+from exporter.package import EncoderPackage, PackageManifest, default_encoder_package
+from exporter.quantise_cli import quantise_command
 from exporter.sessions import EncoderSessions
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _PARITY_SAMPLES = 8
 
 @click.group()
 def encoder() -> None:
-    """Build, inspect and complete encoder packages."""
+    """Build, inspect, complete and quantise encoder packages."""
 
 
 @encoder.command()
@@ -91,7 +90,7 @@ def build(  # noqa: PLR0917 - click passes one argument an option
     size = image_size or _whole(about.get("image_size"), "image_size")
     if size is None:
         raise click.UsageError("--image-size is needed: the file does not say it")
-    with _training_extra():
+    with training_extra():
         from safetensors.torch import load_file  # noqa: PLC0415 - torch only where it is needed
 
         from exporter.architectures import build_known  # noqa: PLC0415
@@ -106,7 +105,7 @@ def build(  # noqa: PLR0917 - click passes one argument an option
         dtype="float16" if dtype == "float16" else "float32",
         families=None if families == "all" else families.split(","),
         out=out,
-        progress=_progress(),
+        progress=progress(),
     )
     _describe(package)
 
@@ -175,10 +174,10 @@ def export(encoder_path: Path | None, bundle: Path, out: Path, whole: bool, form
     from adapter_store.bundle import check_compatible, unpack  # noqa: PLC0415
     from exporter.adapter_files import write_adapter  # noqa: PLC0415
 
-    with _training_extra():
+    with training_extra():
         from exporter.attach import attach  # noqa: PLC0415 - torch only where it is needed
         from exporter.parity import parity  # noqa: PLC0415
-    say = _progress()
+    say = progress()
     package = EncoderPackage.load(encoder_path) if encoder_path else default_encoder_package()
     try:
         data = bundle.read_bytes()
@@ -228,6 +227,7 @@ def _describe(package: EncoderPackage) -> None:
         ("hidden", " x ".join(str(axis) for axis in manifest.hidden_shape)),
         ("features", str(manifest.feature_dim)),
         ("weights", manifest.dtype),
+        *_quantisation(manifest),
         ("families", ", ".join(package.families)),
         *(
             ("site", f"{name} ({site.kind}, {site.dim} channels)")
@@ -238,6 +238,13 @@ def _describe(package: EncoderPackage) -> None:
     ]
     for key, value in rows:
         click.echo(f"{key:<10}  {value}")
+
+
+def _quantisation(manifest: PackageManifest) -> list[tuple[str, str]]:
+    made = manifest.quantised
+    if made is None:
+        return []
+    return [("quantised", f"{made.method}, from {made.original}, {made.difference:.2g} away")]
 
 
 def _metadata(weights: Path) -> dict[str, str]:
@@ -269,21 +276,4 @@ def _colour(text: str, key: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _progress() -> Callable[[str], None]:
-    start = time.monotonic()
-
-    def say(line: str) -> None:
-        click.echo(f"[{time.monotonic() - start:5.1f} s] {line}", err=True)
-
-    return say
-
-
-@contextmanager
-def _training_extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"this needs the package {error.name!r}, which is not installed; "
-            "install driftkeel[train]"
-        ) from error
+encoder.add_command(quantise_command)

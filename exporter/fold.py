@@ -25,6 +25,7 @@ from exporter.sessions import (
     check_tensors,
     in_batches,
     open_session,
+    rows_at_once,
 )
 
 Array = npt.NDArray[np.float32]
@@ -158,4 +159,5 @@ class FoldedSuffix:
             lambda part: self._session.run(None, {"hidden": np.ascontiguousarray(hidden[part])})[0],
             len(hidden),
             (self._package.feature_dim,),
+            at_once=rows_at_once(self._package),
         )

@@ -43,24 +43,25 @@ def lean(model: ir.Model, stored: Collection[str]) -> ModelProto:
     for entry in [entry for entry in proto.graph.input if entry.name in hidden]:
         proto.graph.input.remove(entry)
         if entry.name in used:
-            proto.graph.initializer.append(_external(entry))
+            kind = entry.type.tensor_type
+            dims = [axis.dim_value for axis in kind.shape.dim]
+            place = TensorProto(name=entry.name, data_type=kind.elem_type, dims=dims)
+            proto.graph.initializer.append(external(place))
     _forget_sources(proto)
     return proto
 
 
 def weight_names(proto: ModelProto) -> tuple[str, ...]:
     """The stored weights a lean graph has to be given, sorted."""
-    external = TensorProto.EXTERNAL
-    return tuple(sorted(t.name for t in proto.graph.initializer if t.data_location == external))
+    entries = proto.graph.initializer
+    return tuple(sorted(t.name for t in entries if t.data_location == TensorProto.EXTERNAL))
 
 
-def _external(entry: onnx.ValueInfoProto) -> TensorProto:
-    kind = entry.type.tensor_type
-    dims = [axis.dim_value for axis in kind.shape.dim]
-    width = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).itemsize
-    tensor = TensorProto(name=entry.name, data_type=kind.elem_type, dims=dims)
+def external(tensor: TensorProto) -> TensorProto:
+    """Marks a tensor without data, in place, as a weight that sessions bring."""
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    length = int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize
     tensor.data_location = TensorProto.EXTERNAL
-    length = int(np.prod(dims, dtype=np.int64)) * width
     for key, value in (("location", _LOCATION), ("offset", "0"), ("length", str(length))):
         tensor.external_data.add(key=key, value=value)
     return tensor

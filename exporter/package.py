@@ -28,6 +28,8 @@ WEIGHTS = "weights.safetensors"
 PREFIX_GRAPH = "prefix.onnx"
 PREFIX_KEY = "prefix."
 SUFFIX_KEY = "suffix."
+# Tensors that only quantised graphs take; they are handed over as they are stored.
+QUANTISED_KEY = "quantised."
 _MANIFEST_LIMIT_BYTES = 1 << 20
 
 Array = npt.NDArray[np.generic]
@@ -86,8 +88,26 @@ class FamilyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     settings: dict[str, float]
 
 
-class PackageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a quantised package was made from.
+
+    Attributes:
+        original: Digest of the package it was made from.
+        method: How, one of `exporter.quantise_methods.METHODS`.
+        difference: The root mean square of the features' difference from the original's, relative
+            to theirs, on the samples it was made with.
+    """
+
+    original: str
+    method: str
+    difference: float
+
+
+class PackageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`manifest.json`: everything about an encoder but its numbers.
+
+    A field with a default is left out where it has it, so that packages made before the field
+    was there keep their digest.
 
     Attributes:
         format: The version of this layout.
@@ -106,6 +126,9 @@ class PackageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         graphs: The stored weights each ONNX graph has to be given, by the graph's file.
         files: Every other file of the package.
         built_with: Versions of the libraries that built it.
+        quantised: What it was made from, where it is a quantised encoder.
+        rows_per_run: The most rows that a graph may be run on at once, where more would make a
+            row's result depend on the others; None where they do not.
     """
 
     format: int
@@ -122,6 +145,8 @@ class PackageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     graphs: dict[str, tuple[str, ...]]
     files: dict[str, FileEntry]
     built_with: dict[str, str]
+    quantised: Quantisation | None = None
+    rows_per_run: int | None = None
 
 
 class _Format(msgspec.Struct):
@@ -252,6 +277,8 @@ class EncoderPackage:
     def graph_weights(self, graph: str) -> dict[str, Array]:
         """Reads the weights that one of the package's graphs has to be given.
 
+        Floating-point ones are widened to float32, but for those under `QUANTISED_KEY`.
+
         Args:
             graph: The graph's file.
         """
@@ -271,13 +298,13 @@ class EncoderPackage:
         try:
             with safe_open(path, framework="numpy") as archive:
                 names = [name for name in archive.keys() if wanted(name)]  # noqa: SIM118
-                return {name: _widened(archive.get_tensor(name)) for name in names}
+                return {name: _widened(name, archive.get_tensor(name)) for name in names}
         except (SafetensorError, OSError, ValueError) as error:
             raise EncoderError(f"cannot read the weights in {path}: {error}") from error
 
 
-def _widened(value: Array) -> Array:
-    if np.issubdtype(value.dtype, np.floating):
+def _widened(name: str, value: Array) -> Array:
+    if np.issubdtype(value.dtype, np.floating) and not name.startswith(QUANTISED_KEY):
         return np.ascontiguousarray(value, dtype=np.float32)
     return np.ascontiguousarray(value)
 
@@ -350,7 +377,8 @@ def _check_manifest(manifest: PackageManifest, path: Path) -> None:
             raise EncoderError(f"{path} does not list the weights of {entry.graph!r}")
     if missing := sorted(needed - set(manifest.files)):
         raise EncoderError(f"{path} does not list the file {missing[0]!r}")
-    sizes = (manifest.image_size, manifest.feature_dim, *manifest.hidden_shape)
+    rows = 1 if manifest.rows_per_run is None else manifest.rows_per_run
+    sizes = (manifest.image_size, manifest.feature_dim, *manifest.hidden_shape, rows)
     if min(sizes) < 1 or not manifest.families:
         raise EncoderError(f"{path} describes an encoder without a size or an adapter family")
     parts = manifest.feature_parts

@@ -3,6 +3,9 @@
 Runs one adapter through the captured program in torch and through every form that a device or
 another runtime may run it in, and compares. Exports and trainings call it before they are believed.
 Needs torch and ONNX.
+
+A quantised encoder's program is its original's: there the forms have to agree with each other, and
+with torch only so far as that something else would be noticed.
 """
 
 from __future__ import annotations
@@ -24,13 +27,21 @@ from exporter.errors import EncoderError, ParityError
 from exporter.fold import Folder
 from exporter.package import EncoderPackage
 from exporter.programs import reference_features
-from exporter.sessions import EncoderSessions, check_tensors, session_options
+from exporter.sessions import (
+    EncoderSessions,
+    check_tensors,
+    in_batches,
+    rows_at_once,
+    session_options,
+)
 
 Array = npt.NDArray[np.float32]
 Tensors = Mapping[str, Array]
 Decide = Callable[[Array], npt.NDArray[Any]]
 
 TOLERANCE = 1e-4
+QUANTISED_TOLERANCE = 0.5
+"""Most that a quantised suffix may differ from torch: root mean square, relative."""
 QUANTILES = (0.5, 0.9, 0.99)
 
 
@@ -108,12 +119,16 @@ def parity(
             found[name] = run(sessions, family, tensors, hidden)
         except (EncoderError, ParityError) as error:
             left_out[name] = str(error)
+    against = "torch"
+    if package.manifest.quantised is not None and "fed" in found:
+        _check_quantised(package, found["fed"], reference)
+        reference, against = found["fed"], "the serving session"
     choose = decide or _nearest_other(reference)
     differences = {name: _difference(reference, rows, choose) for name, rows in found.items()}
     for name, difference in differences.items():
         if not difference.largest <= tolerance:
             raise ParityError(
-                f"the {name} suffix of {package.name!r} differs from torch by "
+                f"the {name} suffix of {package.name!r} differs from {against} by "
                 f"{difference.largest:.3g} of the features' size on {len(hidden)} samples, "
                 f"the tolerance is {tolerance:g}"
             )
@@ -147,8 +162,12 @@ def _standalone(sessions: EncoderSessions, family: str, tensors: Tensors, hidden
         session = onnxruntime.InferenceSession(
             path, session_options(), providers=["CPUExecutionProvider"]
         )
-        found: Array = session.run(None, {"hidden": hidden})[0]
-    return found
+    return in_batches(
+        lambda part: session.run(None, {"hidden": np.ascontiguousarray(hidden[part])})[0],
+        len(hidden),
+        (sessions.package.feature_dim,),
+        at_once=rows_at_once(sessions.package),
+    )
 
 
 _FORMS: dict[str, Callable[[EncoderSessions, str, Tensors, Array], Array]] = {
@@ -158,6 +177,16 @@ _FORMS: dict[str, Callable[[EncoderSessions, str, Tensors, Array], Array]] = {
     "folded": _folded,
     "standalone": _standalone,
 }
+
+
+def _check_quantised(package: EncoderPackage, found: Array, torchs: Array) -> None:
+    change = float(np.linalg.norm(found.astype(np.float64) - torchs) / np.linalg.norm(torchs))
+    if not change <= QUANTISED_TOLERANCE:
+        raise ParityError(
+            f"the suffix of the quantised {package.name!r} differs from torch's by {change:.2g} of "
+            f"the features' size, the tolerance is {QUANTISED_TOLERANCE:g}; train the adapter on "
+            "the original, or quantise by another method"
+        )
 
 
 def _difference(reference: Array, found: Array, decide: Decide) -> Difference:

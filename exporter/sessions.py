@@ -43,6 +43,7 @@ class EncoderSessions:
         self.threads = threads
         size = package.image_size
         self._image_shape = (3, size, size)
+        self._rows = rows_at_once(package)
         self._prefix = _session(package, PREFIX_GRAPH, threads)
         self._suffixes: dict[str, onnxruntime.InferenceSession] = {}
         self._lock = threading.Lock()
@@ -60,7 +61,8 @@ class EncoderSessions:
             EncoderError: The input has another shape or type.
         """
         check_rows(images, self._image_shape, "images")
-        return _run(self._prefix, "images", images, {}, self.package.hidden_shape)
+        shape = self.package.hidden_shape
+        return _run(self._prefix, "images", images, {}, shape, at_once=self._rows)
 
     def suffix(
         self,
@@ -87,9 +89,8 @@ class EncoderSessions:
         if tensors:
             check_tensors(self.package, family, tensors)
             feeds = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        return _run(
-            self.suffix_session(family), "hidden", hidden, feeds, (self.package.feature_dim,)
-        )
+        session, shape = self.suffix_session(family), (self.package.feature_dim,)
+        return _run(session, "hidden", hidden, feeds, shape, at_once=self._rows)
 
     def suffix_session(self, family: str) -> onnxruntime.InferenceSession:
         """The one session of a family's suffix, made when it is first asked for.
@@ -132,8 +133,10 @@ class FedAdapter:
         Raises:
             EncoderError: `hidden` has another shape or type.
         """
-        check_rows(hidden, self._package.hidden_shape, "hidden")
-        return _run(self._session, "hidden", hidden, self._feeds, (self._package.feature_dim,))
+        package = self._package
+        check_rows(hidden, package.hidden_shape, "hidden")
+        shape, rows = (package.feature_dim,), rows_at_once(package)
+        return _run(self._session, "hidden", hidden, self._feeds, shape, at_once=rows)
 
 
 def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
@@ -217,9 +220,16 @@ def check_rows(rows: Array, shape: tuple[int, ...], what: str) -> None:
         )
 
 
-def in_batches(run: Callable[[slice], Array], count: int, shape: tuple[int, ...]) -> Array:
-    """Runs rows in batches of `BATCH_ROWS` and puts the results [n, *shape] together."""
-    outputs = [run(slice(at, at + BATCH_ROWS)) for at in range(0, count, BATCH_ROWS)]
+def rows_at_once(package: EncoderPackage) -> int:
+    """How many rows a graph of this encoder is run on at once, at most."""
+    return min(package.manifest.rows_per_run or BATCH_ROWS, BATCH_ROWS)
+
+
+def in_batches(
+    run: Callable[[slice], Array], count: int, shape: tuple[int, ...], *, at_once: int
+) -> Array:
+    """Runs rows in batches of `at_once` and puts the results [n, *shape] together."""
+    outputs = [run(slice(at, at + at_once)) for at in range(0, count, at_once)]
     if len(outputs) == 1:
         return outputs[0]
     return np.concatenate(outputs) if outputs else np.empty((0, *shape), np.float32)
@@ -240,9 +250,12 @@ def _run(
     rows: Array,
     feeds: Mapping[str, Array],
     shape: tuple[int, ...],
+    *,
+    at_once: int,
 ) -> Array:
     return in_batches(
         lambda part: session.run(None, {name: np.ascontiguousarray(rows[part]), **feeds})[0],
         len(rows),
         shape,
+        at_once=at_once,
     )
