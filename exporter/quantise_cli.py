@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from exporter.console import progress, training_extra
-from exporter.errors import EncoderError
+from exporter.errors import EncoderError, PreprocessError
 from exporter.package import EncoderPackage, default_encoder_package
 from exporter.preprocess import decode_sample, prepare
 from exporter.sessions import Array
@@ -74,7 +74,10 @@ def _read(path: Path, package: EncoderPackage) -> Array:
             data = file.read_bytes()
         except OSError as error:
             raise EncoderError(f"cannot read {file}: {error.strerror}") from error
-        part = decode_sample(data)[: _MOST_IMAGES - count]
+        try:
+            part = decode_sample(data)[: _MOST_IMAGES - count]
+        except PreprocessError as error:
+            raise PreprocessError(f"{file}: {error}") from error
         parts.append(prepare(part, package))
         count += len(part)
         if count == _MOST_IMAGES:

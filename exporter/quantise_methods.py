@@ -7,11 +7,12 @@ nothing of packages. Needs ONNX.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,6 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from exporter.quantise_static import corrected, sensitivities, stem
@@ -101,7 +101,7 @@ def static_int8(model: ModelProto, feeds: Sequence[Feeds]) -> ModelProto:
 def int4_weights(model: ModelProto, feeds: Sequence[Feeds]) -> ModelProto:
     """Weights of matrix products in int4 by blocks of 32 along the input (MatMulNBits)."""
     del feeds
-    quantiser = MatMulNBitsQuantizer(
+    quantiser = _nbits_quantiser()(
         model,
         bits=4,
         block_size=_INT4_BLOCK,
@@ -126,6 +126,19 @@ METHODS: Final[Mapping[str, Method]] = {
     "int4": Method(int4_weights),
     "float16": Method(half_precision),
 }
+
+
+def _nbits_quantiser() -> Any:
+    """Imports what importing would set up logging for, in the whole process; undoes that."""
+    root = logging.getLogger()
+    handlers, level = [*root.handlers], root.level
+    from onnxruntime.quantization.matmul_nbits_quantizer import (  # noqa: PLC0415 - see above
+        MatMulNBitsQuantizer,
+    )
+
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    return MatMulNBitsQuantizer
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is not typed

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,6 +259,21 @@ def test_an_encoder_that_would_be_another_one_is_refused(
     with pytest.raises(EncoderError, match="use another method"):
         quantise(package, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_quantising_leaves_the_processs_logging_alone(
+    package: EncoderPackage, tmp_path: Path
+) -> None:
+    """A module of ONNX Runtime's sets it up on import."""
+    code = (
+        "import logging, sys; from pathlib import Path\n"
+        "from exporter.package import EncoderPackage; from exporter.quantise import quantise\n"
+        "quantise(EncoderPackage.load(Path(sys.argv[1])), Path(sys.argv[2]), method='int4')\n"
+        "assert not logging.getLogger().handlers"
+    )
+    command = [sys.executable, "-c", code, str(package.path), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_command_offers_every_method() -> None:

@@ -60,6 +60,6 @@ def test_images_that_are_none_are_refused_by_name(package: EncoderPackage, tmp_p
     with pytest.raises(EncoderError, match="cannot read"):
         invoke(package.path, "--out", tmp_path / "out", "--images", tmp_path / "missing")
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(PreprocessError, match="no image"):
+    with pytest.raises(PreprocessError, match=r"notes.txt: .* no image"):
         invoke(package.path, "--out", tmp_path / "out", "--images", tmp_path / "notes.txt")
     assert not (tmp_path / "out").exists()
