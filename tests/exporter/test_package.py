@@ -101,6 +101,8 @@ def test_another_format_is_refused_with_both_numbers(copied: Path) -> None:
         ({"mean": [0.5]}, "mean"),
         ({"std": [0, 1, 1]}, "standard deviation"),
         ({"feature_dim": 0}, "size"),
+        ({"rows_per_run": 0}, "size"),
+        ({"quantised": {"method": "int8"}}, "original"),
         ({"files": {}}, "does not list"),
         ({"files": {"../secret": {"sha256": "", "size": 0}}}, "secret"),
         ({"families": {}}, "family"),
