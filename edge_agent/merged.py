@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapter_store.bundle import FROZEN, Bundle, bundle_digest, check_compatible, pack, unpack
-from edge_agent.decision import Decision
+from edge_agent.decision import GroupsDecision
 from edge_agent.errors import TrainingDataError
 from edge_agent.fit import Labelled, split
 from exporter.errors import EncoderError
@@ -26,7 +26,6 @@ from exporter.merging import Merged
 from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
 from ood.calibration import score_quantiles
-from ood.mixture import Mixture
 from ood.scores import MahalanobisScore
 from ood.signature import signature
 from ood.statistics import ClassStatistics, l2_normalise
@@ -224,8 +223,8 @@ def _own(
 
 def _accuracy(sessions: EncoderSessions, bundles: Sequence[Bundle], task: _Task) -> float:
     """The share of a task's held-out samples that a device with these bundles gets right."""
-    decision = Decision(
-        Mixture.from_statistics([bundle.base for bundle in bundles]),
+    decision = GroupsDecision(
+        [bundle.base for bundle in bundles],
         [bundle.own if bundle.tensors else None for bundle in bundles],
         max_rounds=_MAX_ROUNDS,
     )

@@ -7,6 +7,7 @@ graphs import torch and ONNX.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,10 +132,10 @@ def derive_command(path: Path | None) -> None:
     Packages built by this version have them already. They are needed to fold adapters into the
     encoder's weights and to answer one batch with several adapters.
     """
-    with _training_extra():
+    with training_extra():
         from exporter.derive import derive  # noqa: PLC0415 - ONNX only where it is needed
     package = EncoderPackage.load(path) if path else default_encoder_package()
-    for name in derive(package, _progress()):
+    for name in derive(package, progress()):
         click.echo(f"{package.path / name}: {(package.path / name).stat().st_size} bytes")
 
 

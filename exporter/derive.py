@@ -33,8 +33,13 @@ def derive(package: EncoderPackage, progress: Progress) -> tuple[str, ...]:
         The graphs written.
 
     Raises:
-        EncoderError: A file cannot be written.
+        EncoderError: The encoder is quantised, or a file cannot be written.
     """
+    if package.manifest.quantised is not None:
+        raise EncoderError(
+            f"{package.name!r} is quantised: its adapters can only be fed; fold or bank them with "
+            "the encoder it was made from"
+        )
     found: dict[str, DerivedGraph] = {}
     for family in package.families:
         entry = package.family(family)

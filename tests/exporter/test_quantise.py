@@ -14,6 +14,7 @@ from adapter_store.bundle import check_compatible, unpack
 from adapter_store.errors import WrongEncoderError
 from exporter.attach import attach
 from exporter.build import build_encoder
+from exporter.derive import derive
 from exporter.errors import EncoderError
 from exporter.package import (
     PREFIX_GRAPH,
@@ -181,6 +182,11 @@ def test_exports_of_it_agree_with_what_it_serves(
     path = attach(quantised, tensors, tmp_path / "whole.onnx", whole=True)
     expected = found.suffix(hidden[:1], tensors)
     np.testing.assert_allclose(run(path, images=images[:1]), expected, atol=1e-5)
+
+
+def test_it_is_neither_folded_into_nor_banked(quantised: EncoderPackage) -> None:
+    with pytest.raises(EncoderError, match="is quantised: its adapters can only be fed"):
+        derive(quantised, pytest.fail)
 
 
 def test_the_same_images_make_the_same_encoder(
