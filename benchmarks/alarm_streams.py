@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ood.alarm import BETS
+from ood.alarm import BETS, COLUMNS, SHARES
 from ood.exceedance import LEVELS, Exceedance
 
 Floats = NDArray[np.float64]
@@ -44,7 +44,7 @@ class Evidence:
             self.above[row, :own] = np.reshape(one.above, (own, LEVELS))
             self.drawn[row, :own] = one.drawn
             self.most[row, :own] = np.reshape(one.most, (own, LEVELS))
-        self.evidence = np.zeros((runs, LEVELS, len(BETS)))
+        self.evidence = np.zeros((runs, COLUMNS, len(BETS)))
         self._lost, self._bets = 1 - np.array(BETS), np.array(BETS)
         self._all = np.arange(runs)
 
@@ -56,7 +56,9 @@ class Evidence:
         odds *= scores[:, None] > levels
         self.above[at] += scores[:, None] >= levels
         self.drawn[at] += 1
-        self.evidence += 1.0
+        odds = np.hstack([odds, odds.mean(axis=1, keepdims=True)])
+        given = self.evidence * SHARES
+        self.evidence += given.mean(axis=(1, 2), keepdims=True) - given + 1.0
         self.evidence *= self._lost + self._bets * odds[:, :, None]
         total: Floats = self.evidence.reshape(len(scores), -1).mean(axis=1)
         return total

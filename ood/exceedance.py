@@ -21,10 +21,10 @@ IntArray = npt.NDArray[np.int64]
 # The part of a group's calibration scores above each level: the last is the largest score itself.
 TAILS = (0.75, 0.5, 0.25, 0.1, 0.03, 0.0)
 LEVELS = len(TAILS)
-# From this many calibration samples on a class has levels of its own. Measured for a partial shift
-# within two classes (30 %, simulated): 20 samples each notice it in twice as many samples as one
-# common group of 200 does, 10 each in one case of ten not at all.
-OWN_GROUP = 20
+# From this many calibration samples on a class has levels of its own. Chosen with the bets of
+# `ood.alarm`, on the same shifts: 5 to 12 are alike in mean delay. With 20 a world of 12 samples a
+# class is mostly pool, which is held to its worst class and takes up to four times as long.
+OWN_GROUP = 8
 # Weight, in samples, of the overall rate when the rate of one class of the pool is estimated.
 _CLASS_PRIOR = 10
 _MOST_GROUPS = 400
@@ -83,44 +83,15 @@ class Exceedance:
         found: IntArray = table[np.minimum(classes, len(self.group_of))]
         return found
 
-    def odds(
-        self,
-        scores: FloatArray,
-        groups: IntArray,
-        above: Sequence[int],
-        drawn: Sequence[int],
-    ) -> tuple[FloatArray, list[int], list[int]]:
-        """Return 1/q for each sample and level it exceeds, else 0, and the urns after them.
+    def odds_of_one(
+        self, score: float, group: int, above: list[int], drawn: list[int]
+    ) -> list[float]:
+        """Return 1/q for each level that a sample exceeds, else 0; put it into the urns, in place.
 
         q is the urn's rate before the sample. A score equal to a level is no exceedance for the
         bet but one for the urn: both make the evidence smaller than a tie broken at random would,
         so ties cannot break the budget.
-
-        Returns:
-            float64 [n, 6]; the counts above, the counts drawn.
         """
-        levels = np.array(self.levels)
-        odds = np.zeros((len(scores), LEVELS))
-        after_above, after_drawn = list(above), list(drawn)
-        for group in np.unique(groups):
-            rows = np.flatnonzero(groups == group)
-            place = slice(int(group) * LEVELS, int(group + 1) * LEVELS)
-            values = scores[rows, None]
-            counted = np.cumsum(values >= levels[group], axis=0)
-            before = np.array(above[place]) + counted - (values >= levels[group])
-            total = drawn[group] + np.arange(len(rows))
-            gains = np.minimum(total[:, None] / before, np.array(self.most[place]))
-            odds[rows] = np.where(values > levels[group], gains, 0.0)
-            after_above[place] = [
-                int(k) + int(more) for k, more in zip(above[place], counted[-1], strict=True)
-            ]
-            after_drawn[group] = drawn[group] + len(rows)
-        return odds, after_above, after_drawn
-
-    def odds_of_one(
-        self, score: float, group: int, above: list[int], drawn: list[int]
-    ) -> list[float]:
-        """`odds` of one sample, to the same bit; changes the urns in place."""
         place = group * LEVELS
         total = drawn[group]
         odds = [0.0] * LEVELS

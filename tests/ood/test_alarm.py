@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,6 +44,28 @@ def test_later_runs_without_shift_are_as_long_as_the_first(n: int) -> None:
         test = ShiftTest(rng.normal(size=n), false_alarm_every=budget)
         alarms += test.update(test.initial_state(), rng.normal(size=length))[0].alarms
     assert alarms <= runs * length / budget
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(-3, 4), st.integers(0, 2)), max_size=60), st.integers(0, 2))
+def test_evidence_grows_by_one_in_the_mean_whatever_has_been_seen(stream, class_) -> None:
+    # The martingale that the budget rests on, exactly: over where the next sample may fall.
+    owner = np.repeat([0, 1, 2], [30, 18, 12])
+    test = _test(60, class_of=owner)
+    state = test.initial_state()
+    if stream:
+        state, _ = test.update(state, [score for score, _ in stream], [k for _, k in stream])
+    group = test.exceedance.group_of[class_]
+    levels = test.exceedance.levels[group]
+    place = group * len(levels)
+    rates = [1.0, *(k / state.drawn[group] for k in state.above[place : place + len(levels)]), 0.0]
+    scores = [levels[0] - 1, *((a + b) / 2 for a, b in pairwise(levels)), levels[-1] + 1]
+    mean = sum(
+        (high - low) * test.evidence(test.update(state, [score], [class_])[0])
+        for (high, low), score in zip(pairwise(rates), scores, strict=True)
+        if high > low
+    )
+    assert mean == pytest.approx(test.evidence(state) + 1)
 
 
 @pytest.mark.parametrize("n", [100, 300])
@@ -168,6 +192,16 @@ def test_a_state_of_another_test_is_refused_and_can_be_succeeded() -> None:
     successor = other.successor(state)
     assert other.update(successor, [0.0])[0].seen == 8
     assert other.evidence(successor) == 0.0
+
+
+def test_a_state_with_other_bets_starts_anew_and_keeps_its_counts() -> None:
+    # As an earlier version wrote it: a bet for each level only.
+    test = _test(60)
+    state, _ = test.update(test.initial_state(), [0.0] * 7)
+    earlier = replace(state, evidence=state.evidence[:18])
+    assert not test.accepts(earlier)
+    assert test.successor(earlier).seen == 7
+    assert test.accepts(test.successor(earlier))
 
 
 @pytest.mark.parametrize("budget", [0, 1, -5, float("nan"), float("inf"), 1e13])

@@ -12,6 +12,12 @@ from ood.errors import OodError
 from ood.exceedance import LEVELS, OWN_GROUP, Exceedance
 
 
+def _odds(known: Exceedance, scores: np.ndarray) -> np.ndarray:
+    """The odds of a stream of one group [samples, levels]."""
+    above, drawn = list(known.above), list(known.drawn)
+    return np.array([known.odds_of_one(score, 0, above, drawn) for score in scores.tolist()])
+
+
 @pytest.mark.parametrize("n", [5, 50, 200])
 def test_bets_are_fair_over_calibration_sets_even_late_in_a_stream(n: int) -> None:
     # With one fixed rate, the odds of sets that mislead would grow and grow.
@@ -19,10 +25,7 @@ def test_bets_are_fair_over_calibration_sets_even_late_in_a_stream(n: int) -> No
     wealth = np.zeros((2000, LEVELS))
     for row in wealth:
         known = Exceedance.fit(rng.normal(size=n), None)
-        odds, _, _ = known.odds(
-            rng.normal(size=60), np.zeros(60, np.int64), known.above, known.drawn
-        )
-        row[:] = np.prod(1 + 0.07 * (odds - 1), axis=0)
+        row[:] = np.prod(1 + 0.07 * (_odds(known, rng.normal(size=60)) - 1), axis=0)
     error = wealth.std(axis=0) / np.sqrt(len(wealth))
     assert (np.abs(wealth.mean(axis=0) - 1) < 4 * error).all()
 
@@ -39,30 +42,8 @@ def test_ties_never_give_more_than_breaking_them_at_random(calibration, stream, 
     # Adding less than a step breaks ties at random and changes no other order.
     broken = Exceedance.fit(np.array(calibration) + rng.random(len(calibration)) * 0.9, None)
     values = np.array(stream, float)
-    groups = np.zeros(len(stream), np.int64)
-    odds, _, _ = tied.odds(values, groups, tied.above, tied.drawn)
-    other, _, _ = broken.odds(
-        values + rng.random(len(stream)) * 0.9, groups, broken.above, broken.drawn
-    )
-    assert (odds <= other).all()
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=40))
-def test_one_sample_and_many_give_the_same_odds_to_the_bit(stream) -> None:
-    rng = np.random.default_rng(0)
-    owner = np.repeat([0, 1, 2], [40, 30, 8])
-    known = Exceedance.fit(rng.integers(0, 10, 78).astype(float), owner)
-    scores = np.array([score for score, _ in stream], float)
-    groups = known.groups(np.array([k for _, k in stream]))
-    odds, above, drawn = known.odds(scores, groups, known.above, known.drawn)
-    urns = list(known.above), list(known.drawn)
-    singly = [
-        known.odds_of_one(float(score), int(group), *urns)
-        for score, group in zip(scores, groups, strict=True)
-    ]
-    assert odds.tolist() == singly
-    assert (above, drawn) == urns
+    other = _odds(broken, values + rng.random(len(stream)) * 0.9)
+    assert (_odds(tied, values) <= other).all()
 
 
 def test_classes_with_enough_samples_have_levels_of_their_own_and_the_others_share() -> None:
@@ -105,12 +86,27 @@ def _alarms(spread: np.ndarray, weights: list[float], *, aware: bool, shift: flo
 
 
 def test_a_change_of_proportions_alone_raises_no_alarm() -> None:
-    spread = np.array([1.0, 1.0, 1.0, 1.6])
+    spread = np.array([1.0, 1.0, 1.0, 1.8])
     # Four samples in five, no longer one in four, are of the class that spreads widest.
     weights = [0.2 / 3] * 3 + [0.8]
     assert _alarms(spread, weights, aware=False) >= 7
     assert _alarms(spread, weights, aware=True) == 0
     assert _alarms(spread, weights, aware=True, shift=1.0) == 12
+
+
+def test_a_shift_of_many_classes_with_few_samples_each_is_noticed_soon() -> None:
+    # 12 of 200 calibration samples a class, and scores that differ by class more than they shift.
+    delays = []
+    for seed in range(11):
+        rng = np.random.default_rng(seed)
+        owner = np.arange(200) % 16
+        test = ShiftTest(rng.normal(size=200) + owner, false_alarm_every=1e4, class_of=owner)
+        classes = rng.integers(0, 16, 800)
+        stream = rng.normal(size=800) + classes + 1.5 * (np.arange(800) >= 200)
+        _, alarm = test.update(test.initial_state(), stream, classes)
+        assert alarm is not None
+        delays.append(alarm.at - 200)
+    assert 0 < np.median(delays) <= 25
 
 
 @pytest.mark.parametrize("classes", [[1], [-1, 0], [0.5, 1.0], [[0], [1]]])
