@@ -46,6 +46,7 @@ class Evidence:
             self.most[row, :own] = np.reshape(one.most, (own, LEVELS))
         self.evidence = np.zeros((runs, COLUMNS, len(BETS)))
         self._lost, self._bets = 1 - np.array(BETS), np.array(BETS)
+        self._kept = 1 - np.array(SHARES)
         self._all = np.arange(runs)
 
     def step(self, scores: Floats, groups: Rows | None = None) -> Floats:
@@ -57,8 +58,9 @@ class Evidence:
         self.above[at] += scores[:, None] >= levels
         self.drawn[at] += 1
         odds = np.hstack([odds, odds.mean(axis=1, keepdims=True)])
-        given = self.evidence * SHARES
-        self.evidence += given.mean(axis=(1, 2), keepdims=True) - given + 1.0
+        given = (self.evidence * SHARES).mean(axis=(1, 2), keepdims=True)
+        # Not the difference of two numbers that may both have overflown long after the alarm.
+        self.evidence = self.evidence * self._kept + given + 1.0
         self.evidence *= self._lost + self._bets * odds[:, :, None]
         total: Floats = self.evidence.reshape(len(scores), -1).mean(axis=1)
         return total
