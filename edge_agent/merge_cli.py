@@ -84,7 +84,8 @@ def merge(
     """Merge BUNDLES of one encoder and family into one.
 
     Prints what a device would answer rightly on each task's held-out samples without adapters,
-    with all bundles installed, and with the merged one alone; then writes it.
+    with all bundles installed, with the merged bundle's statistics but no adapter, and with the
+    merged bundle alone; then writes it.
     """
     if len(data) != len(bundles):
         raise click.UsageError(f"{len(bundles)} bundles need as many --data; found {len(data)}")
@@ -155,9 +156,10 @@ def _write(path: Path, data: bytes) -> None:
 
 def _table(made: MergedBundle) -> None:
     table = Table(caption=f"% of held-out samples; the rank holds {100 * made.kept:.1f} %")
-    for head in ("task", "samples", "no adapter", "all installed", "merged alone"):
+    heads = ("task", "samples", "no adapter", "all installed", "merge's statistics", "merged")
+    for head in heads:
         table.add_column(head, justify="left" if head == "task" else "right")
     for task in made.tasks:
-        shares = (task.base, task.apart, task.merged)
+        shares = (task.base, task.apart, task.statistics, task.merged)
         table.add_row(task.task, str(task.samples), *(f"{100 * share:.1f}" for share in shares))
     Console().print(table)

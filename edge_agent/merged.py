@@ -48,6 +48,8 @@ class Measured:
         samples: Held-out samples it was measured on.
         base: Accuracy with no adapter, all tasks' labels to choose from, 0..1.
         apart: With all bundles installed.
+        statistics: With the merged bundle's statistics alone, its adapter changing nothing: what
+            of its gain is the samples' and not the adapter's.
         merged: With the merged bundle alone.
     """
 
@@ -55,6 +57,7 @@ class Measured:
     samples: int
     base: float
     apart: float
+    statistics: float
     merged: float
 
 
@@ -114,14 +117,11 @@ def merge_bundles(
     family = _check(sessions, bundles, samples)
     tasks = [_encoded(sessions, each, holdout) for each in samples]
     made = way(family, [b.tensors for b in bundles], [b.manifest.samples for b in bundles])
-    width = sessions.package.network_dim
-    own = [_own(sessions, task.hidden[~task.held], made.tensors, family, width) for task in tasks]
     base = bundles[0].base
     for bundle in bundles[1:]:
         base = base.merge(bundle.base)
     held = np.concatenate([task.base[task.held] for task in tasks])
     learned = np.concatenate([task.base[~task.held] for task in tasks])
-    names = np.concatenate([task.labels[~task.held] for task in tasks])
     first = bundles[0].manifest
     manifest = msgspec.structs.replace(
         first,
@@ -138,21 +138,23 @@ def merge_bundles(
             score_quantiles(MahalanobisScore.from_statistics([base]).score(held))
         ),
     )
-    draft = Bundle(
-        manifest=manifest,
-        tensors=made.tensors,
-        base=base,
-        own=ClassStatistics.fit(np.concatenate(own), list(names)),
-        signature=signature(learned, seed=first.encoder),
-    )
+    described = signature(learned, seed=first.encoder)
+
+    def bundle_of(tensors: Mapping[str, Floats]) -> Bundle:
+        own = _own_statistics(sessions, tasks, tensors, family)
+        return Bundle(manifest, tensors, base, own, described)
+
+    draft = bundle_of(made.tensors)
     # What is measured is what ships: rounded as the codec and the compact form demand.
     alone = unpack(pack(draft))
+    neutral = bundle_of({name: np.zeros_like(value) for name, value in made.tensors.items()})
     measured = tuple(
         Measured(
             task=bundle.manifest.task,
             samples=int(task.held.sum()),
             base=_accuracy(sessions, [replace(b, tensors={}) for b in bundles], task),
             apart=_accuracy(sessions, bundles, task),
+            statistics=_accuracy(sessions, [neutral], task),
             merged=_accuracy(sessions, [alone], task),
         )
         for bundle, task in zip(bundles, tasks, strict=True)
@@ -219,6 +221,16 @@ def _own(
 ) -> Floats:
     """The first features with an adapter, normalised: float32 [n, width]."""
     return l2_normalise(sessions.suffix(hidden, tensors, family)[:, :width])
+
+
+def _own_statistics(
+    sessions: EncoderSessions, tasks: Sequence[_Task], tensors: Mapping[str, Floats], family: str
+) -> ClassStatistics:
+    """Class statistics of all tasks' samples that are not held out, in an adapter's space."""
+    width = sessions.package.network_dim
+    own = [_own(sessions, task.hidden[~task.held], tensors, family, width) for task in tasks]
+    names = np.concatenate([task.labels[~task.held] for task in tasks])
+    return ClassStatistics.fit(np.concatenate(own), list(names))
 
 
 def _accuracy(sessions: EncoderSessions, bundles: Sequence[Bundle], task: _Task) -> float:
