@@ -147,7 +147,8 @@ def merge_bundles(
     draft = bundle_of(made.tensors)
     # What is measured is what ships: rounded as the codec and the compact form demand.
     alone = unpack(pack(draft))
-    neutral = bundle_of({name: np.zeros_like(value) for name, value in made.tensors.items()})
+    nothing = {name: np.zeros_like(value) for name, value in made.tensors.items()}
+    neutral = unpack(pack(bundle_of(nothing)))
     measured = tuple(
         Measured(
             task=bundle.manifest.task,
