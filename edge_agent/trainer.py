@@ -273,7 +273,7 @@ def _check_parity(
     # It compares with torch, so it imports it.
     from exporter.parity import parity  # noqa: PLC0415
 
-    parity(package, family, tensors, hidden)
+    parity(package, family, tensors, hidden, forms=("fed", "standalone"))
 
 
 def _shapes(tensors: Mapping[str, Floats]) -> dict[str, tuple[int, ...]]:

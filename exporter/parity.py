@@ -11,7 +11,7 @@ with torch only so far as that something else would be noticed.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,7 @@ def parity(
     tensors: Tensors,
     hidden: Array,
     *,
+    forms: Collection[str] | None = None,
     decide: Decide | None = None,
     tolerance: float = TOLERANCE,
 ) -> ParityReport:
@@ -100,6 +101,8 @@ def parity(
         family: The adapter's family.
         tensors: The adapter's tensors.
         hidden: Values from the prefix, float32 [n, *package.hidden_shape], n at least 1.
+        forms: The forms to compare, by their names in `ParityReport.forms`; all when absent, which
+            takes memory for a session each.
         decide: Turns features [n, d] into one decision a sample, as a head does. When absent,
             a decision is which other sample torch's features put nearest.
         tolerance: The largest difference that is accepted.
@@ -114,9 +117,9 @@ def parity(
     reference = reference_features(package, family, hidden, tensors)
     sessions = EncoderSessions(package)
     found, left_out = {}, {}
-    for name, run in _FORMS.items():
+    for name in _FORMS if forms is None else forms:
         try:
-            found[name] = run(sessions, family, tensors, hidden)
+            found[name] = _FORMS[name](sessions, family, tensors, hidden)
         except (EncoderError, ParityError) as error:
             left_out[name] = str(error)
     against = "torch"

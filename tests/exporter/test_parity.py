@@ -88,6 +88,13 @@ def test_a_linear_family_is_compared_in_every_form(
     assert report.largest < 1e-5
 
 
+def test_only_the_forms_asked_for_are_compared(
+    package: EncoderPackage, hidden: Array, tensors: dict[str, Array]
+) -> None:
+    report = parity(package, "bottleneck", tensors, hidden, forms=("fed",))
+    assert (set(report.forms), dict(report.left_out)) == ({"fed"}, {})
+
+
 def test_an_older_package_is_compared_in_the_forms_it_has(
     package: EncoderPackage, hidden: Array, tensors: dict[str, Array], tmp_path: Path
 ) -> None:
