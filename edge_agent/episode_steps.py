@@ -16,7 +16,8 @@ The stages::
 
 A confirmed episode is diagnosed (`ood.kinds`) before anything is done about it. A broken sensor is
 told of and waited for: nothing is searched, aligned, trained or installed. Other proportions of
-known classes close it. Aligning is tried unless the classes are new.
+known classes close it. Aligning is tried unless the classes are surely new; where it helps they
+are not.
 
 A bundle is installed only after its checks (a trial when it came from the catalogue, a
 validation when it was trained here). While it waits for labels, the features of the new domain may
@@ -71,6 +72,8 @@ from edge_agent.episode_events import (
 MAX_HISTORY: Final = 64
 # Aligning that has not helped with so many samples is not tried with more.
 ALIGN_LIMIT: Final = 1024
+# From this confidence on nobody doubts that classes are new, and aligning is not tried.
+SURELY_NEW: Final = 0.9
 
 
 Step = tuple[Episode, tuple[Action, ...]]
@@ -227,7 +230,7 @@ class _Machine:
                 return self._enter(ep, Stage.SENSOR_FAULT, said, candidates=())
             case "prior change":
                 return self._close(ep, f"{said}; nothing is to be learned")
-            case "new classes":
+            case "new classes" if found.confidence >= SURELY_NEW:
                 ep = replace(ep, align_at=None)
         return self._seek(replace(ep, history=self._history(ep, said)))
 
@@ -241,6 +244,9 @@ class _Machine:
         if tried.number is None:
             return replace(ep, history=self._history(ep, tried.reason)), ()
         ep = replace(ep, aligned=tried.number, align_at=None)
+        if ep.kind == "new classes":
+            # Only a new look can be aligned: that test weighs more than a diagnosis in doubt.
+            ep = replace(ep, kind="domain shift", groups=())
         after, _ = self._enter(ep, ep.stage, f"{tried.reason}; {_waiting_note(ep)}")
         return after, _activate_aligned(after)
 

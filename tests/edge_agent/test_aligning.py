@@ -169,7 +169,7 @@ def test_a_new_camera_is_aligned_while_its_episode_waits_for_labels(device, stor
 def test_new_classes_are_never_aligned_away(device, story, classes) -> None:
     story.send(KNOWN)
     story.send(STREAM.only(classes).first(128))
-    # What is told to be new classes is not tried to be aligned at all.
+    # What is surely new classes is not tried to be aligned at all.
     values = story.until_saved(
         lambda v: refused(v) or (v["kind"] == "new classes" and v["stage"] == "waiting_for_labels")
     )

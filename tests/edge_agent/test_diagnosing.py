@@ -29,8 +29,10 @@ def confirmed() -> Episode:
     return episode
 
 
-def diagnosed(kind: str, **more: object) -> tuple[Episode, tuple[ev.Action, ...]]:
-    found = ev.Diagnosed(kind, 0.9, ("seen so",), **more)  # type: ignore[arg-type]
+def diagnosed(
+    kind: str, confidence: float = 0.9, **more: object
+) -> tuple[Episode, tuple[ev.Action, ...]]:
+    found = ev.Diagnosed(kind, confidence, ("seen so",), **more)  # type: ignore[arg-type]
     return step(confirmed(), found, now=3.0, policy=POLICY)
 
 
@@ -75,6 +77,18 @@ def test_new_classes_are_not_aligned_and_their_samples_are_shown() -> None:
     assert episode.stage is Stage.WAITING_FOR_LABELS
     assert "look at samples s1" in episode.note
     assert Episode.from_dict(episode.to_dict()) == episode
+
+
+def test_new_classes_in_doubt_may_be_aligned_and_then_were_a_new_look() -> None:
+    group = ev.GroupFound(12, ("s1", "s2"), "cat", 2.5)
+    episode, _ = diagnosed("new classes", 0.7, groups=(group,))
+    episode, _ = step(episode, ev.SearchFailed("offline"), now=4.0, policy=POLICY)
+    assert (episode.kind, episode.align_at) == ("new classes", 64)
+    refused, _ = step(episode, ev.AlignmentTried(None, "no help"), now=5.0, policy=POLICY)
+    assert (refused.kind, refused.groups) == ("new classes", (group,))
+    aligned, actions = step(episode, ev.AlignmentTried(2, "helps"), now=5.0, policy=POLICY)
+    assert (aligned.kind, aligned.groups) == ("domain shift", ())
+    assert actions == (ev.Activate(2, "", trained=False),)
 
 
 @pytest.mark.parametrize("kind", ["domain shift", "unclear"])
