@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from adapter_store.blobs import write_durably
 from adapter_store.bundle import bundle_digest
 from edge_agent.errors import TrainingDataError
 from edge_agent.fit import load_labelled
@@ -99,7 +100,7 @@ def merge(
         created_by=getpass.getuser(),
     )
     _table(made)
-    _write(out, made.data)
+    write_durably(out, made.data)
     click.echo(f"{out}: {bundle_digest(made.data)}, {len(made.data)} bytes")
 
 
@@ -139,19 +140,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise TrainingDataError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise TrainingDataError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _table(made: MergedBundle) -> None:

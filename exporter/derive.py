@@ -33,7 +33,8 @@ def derive(package: EncoderPackage, progress: Progress) -> tuple[str, ...]:
         The graphs written.
 
     Raises:
-        EncoderError: The encoder is quantised, or a file cannot be written.
+        EncoderError: The encoder is quantised.
+        DiskFullError: A file cannot be written.
     """
     if package.manifest.quantised is not None:
         raise EncoderError(

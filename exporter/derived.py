@@ -9,13 +9,13 @@ them.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from adapter_store.blobs import write_durably
 from exporter.errors import EncoderError
 from exporter.package import EncoderPackage, FileEntry, file_entries
 
@@ -92,7 +92,7 @@ def write_derived(package: EncoderPackage, graphs: Mapping[str, DerivedGraph]) -
     vouch for are not read.
 
     Raises:
-        EncoderError: A file cannot be written.
+        DiskFullError: A file cannot be written.
     """
     contents = {name: graph.data for name, graph in graphs.items()}
     listing = _Listing(
@@ -101,17 +101,7 @@ def write_derived(package: EncoderPackage, graphs: Mapping[str, DerivedGraph]) -
         files=file_entries(contents),
     )
     for name, data in [*contents.items(), (DERIVED, msgspec.json.encode(listing, order="sorted"))]:
-        path = package.path / name
-        draft = path.with_name(f".{name}.part")
-        try:
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise EncoderError(f"cannot write {path}: {error.strerror}") from error
+        write_durably(package.path / name, data)
 
 
 def _listing(package: EncoderPackage, again: str) -> _Listing | None:

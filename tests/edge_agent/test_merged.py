@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from adapter_store.bundle import bundle_digest, pack, unpack
-from adapter_store.errors import WrongEncoderError
+from adapter_store.errors import DiskFullError, WrongEncoderError
 from edge_agent.errors import TrainingDataError
 from edge_agent.merge_cli import METHODS, merge
 from exporter.errors import EncoderError
@@ -105,7 +105,7 @@ def test_every_bundle_needs_its_samples_and_one_is_not_enough(folder: Path) -> N
 def test_files_that_cannot_be_read_or_written_are_named(folder: Path) -> None:
     with pytest.raises(TrainingDataError, match=r"cannot read .*c\.bundle"):
         run(folder, names="ac")
-    with pytest.raises(TrainingDataError, match="cannot write"):
+    with pytest.raises(DiskFullError, match="cannot write"):
         run(folder, "--out", str(folder / "missing" / "out.bundle"))
 
 
