@@ -13,17 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from alembic import command, context
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from adapter_store.errors import DatabaseTooNewError, DiskFullError, StoreError
+from adapter_store.errors import DiskFullError, StoreError
 
-_READ_ONLY: Final = "driftkeel_reads"
+# The execution option of connections that only read.
+READ_ONLY: Final = "driftkeel_reads"
+_VERSION_TABLE: Final = "alembic_version"
 _BUSY_TIMEOUT_S: Final = 10.0
 # What SQLite says when a write did not reach the disk (SQLITE_FULL, SQLITE_IOERR, SQLITE_READONLY).
 _DISK: Final = ("is full", "disk I/O", "readonly database", "unable to open database file")
@@ -85,7 +83,7 @@ def reading(engine: Engine) -> Iterator[Session]:
         DiskFullError: The disk failed.
         StoreError: The database is damaged.
     """
-    with _session(engine.execution_options(**{_READ_ONLY: True})) as session:
+    with _session(engine.execution_options(**{READ_ONLY: True})) as session:
         yield session
 
 
@@ -101,23 +99,6 @@ def _session(engine: Engine) -> Iterator[Session]:
         raise _translated(error, engine) from error
 
 
-def run_migrations(metadata: MetaData) -> None:
-    """What an Alembic ``env.py`` calls: run the migrations on `open_database`'s connection.
-
-    Args:
-        metadata: The tables as the code knows them.
-    """
-    context.configure(
-        connection=context.config.attributes["connection"],
-        target_metadata=metadata,
-        render_as_batch=True,
-        # The connection's transaction is real on SQLite too: all of a migration, or nothing.
-        transactional_ddl=True,
-    )
-    with context.begin_transaction():
-        context.run_migrations()
-
-
 def _translated(error: Exception, engine: Engine) -> StoreError:
     name = engine.url.render_as_string()
     text = str(getattr(error, "orig", None) or error)
@@ -129,33 +110,18 @@ def _translated(error: Exception, engine: Engine) -> StoreError:
 
 
 def _upgrade(engine: Engine, migrations: Path) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
-    script = ScriptDirectory.from_config(config)
-    known = {revision.revision for revision in script.walk_revisions()}
-    head = script.get_current_head()
-    with engine.execution_options(**{_READ_ONLY: True}).connect() as connection:
-        found = MigrationContext.configure(connection).get_current_heads()
-    _refuse_newer(engine, found, known, head)
-    if found == (head,):
+    newest = max(path.name for path in (migrations / "versions").glob("*.py")).partition("_")[0]
+    with engine.execution_options(**{READ_ONLY: True}).connect() as connection:
+        if not inspect(connection).has_table(_VERSION_TABLE):
+            found = None
+        else:
+            found = connection.exec_driver_sql(f"SELECT version_num FROM {_VERSION_TABLE}").scalar()  # noqa: S608 - a constant
+    if found == newest:
         return
-    with engine.begin() as connection:
-        # Another process may have migrated it while this one waited for the lock.
-        found = MigrationContext.configure(connection).get_current_heads()
-        _refuse_newer(engine, found, known, head)
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    # A tenth of a small daemon's memory, needed once for each version of the schema.
+    from adapter_store.migrating import upgrade  # noqa: PLC0415
 
-
-def _refuse_newer(
-    engine: Engine, found: tuple[str, ...], known: set[str], head: str | None
-) -> None:
-    unknown = sorted(set(found) - known)
-    if unknown:
-        raise DatabaseTooNewError(
-            f"database {engine.url.render_as_string()} has schema {unknown[0]!r}, this version "
-            f"knows up to {head!r}; install the version that wrote it, nothing was changed"
-        )
+    upgrade(engine, migrations)
 
 
 def _tune(engine: Engine, synchronous: str) -> None:
@@ -170,5 +136,5 @@ def _tune(engine: Engine, synchronous: str) -> None:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        reads = connection.get_execution_options().get(_READ_ONLY)
+        reads = connection.get_execution_options().get(READ_ONLY)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

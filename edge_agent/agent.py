@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from adapter_store.generation import Generation
 from adapter_store.state import StateDir
 from adapter_store.wire import new_id
-from edge_agent import installer
+from edge_agent import freed_memory, installer
 from edge_agent.alignment import Alignment
 from edge_agent.batching import Batcher
 from edge_agent.config import Config
@@ -113,6 +113,7 @@ class Agent:
             self.serving = self._serving_of(current)
             self.recorder.resume(self.serving)
             self.metrics.generation.set(current.number)
+        freed_memory.give_back()
 
     @classmethod
     def open(cls, config: Config, *, clock: Callable[[], float] = time.time) -> Agent:

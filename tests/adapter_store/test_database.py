@@ -2,12 +2,16 @@
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from adapter_store.database import open_database, reading, transaction
 from adapter_store.errors import DatabaseTooNewError, DiskFullError, StoreError
@@ -178,3 +182,23 @@ def test_readers_do_not_wait_for_a_writer(engine) -> None:
         thread.join()
     assert seen == ["a"]
     assert keys(engine) == ["a", "b"]
+
+
+@pytest.mark.parametrize("folder", ["adapter_store", "cloud"])
+def test_a_revision_is_named_as_its_file_begins(folder: str) -> None:
+    scripts = ScriptDirectory(str(MIGRATIONS.parents[1] / folder / "migrations"))
+    found = list(scripts.walk_revisions())
+    assert found
+    for revision in found:
+        assert Path(revision.path).name.startswith(f"{revision.revision}_")
+    assert scripts.get_current_head() == max(revision.revision for revision in found)
+
+
+def test_a_schema_that_is_the_newest_loads_no_migrations(url, engine) -> None:
+    del engine
+    code = (
+        "import sys; from pathlib import Path; from adapter_store.database import open_database; "
+        f"open_database({url!r}, Path({str(MIGRATIONS)!r})).dispose(); "
+        "sys.exit('alembic' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
