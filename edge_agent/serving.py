@@ -237,11 +237,10 @@ class Serving:
     def _infer(self, prepared: NDArray[np.float32]) -> Inference:
         hidden = self._sessions.prefix(prepared)
         features = l2_normalise(self._sessions.suffix(hidden, None))
+        base = self.detector.mixture.evidence(features)
         # How foreign a sample is goes by what came: aligning must not hide that it is new.
-        scores = self.detector.score(features)
+        scores = self.detector.score(features, base)
         p_values = self.detector.p_values(scores)
-        mixture = self.detector.mixture
-        base = mixture.evidence(features)
         routed = self._route(hidden, features, base)
         answers = self._answers(routed, scores, p_values)
         return Inference(answers, features, scores, base.nearest())

@@ -97,8 +97,8 @@ class CombinedScore:
             np.float32
         )
         rows = check_features(reference, dim=head.dim)
-        self.depth_scale = _scale(self._depths(rows))
-        self.view_scale = _scale(self.views(rows))
+        self.depth_scale = spread(self._depths(rows))
+        self.view_scale = spread(self.views(rows))
 
     def score(self, features: npt.ArrayLike) -> FloatArray:
         """Return how foreign each sample is, float64 [n]; about 0 for known ones.
@@ -170,8 +170,8 @@ class PartDistances:
         return result
 
 
-def _scale(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean and deviation of each column."""
+def spread(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the mean and the deviation of each column: float64 [c] and [c], above 0."""
     return scores.mean(axis=0), np.maximum(scores.std(axis=0), _LEAST_SPREAD)
 
 

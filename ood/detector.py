@@ -16,7 +16,8 @@ import numpy.typing as npt
 from ood.alarm import Alarm, AlarmState, ShiftTest
 from ood.calibration import Calibration, score_quantiles
 from ood.combined import CombinedScore
-from ood.mixture import Mixture
+from ood.mixture import BaseEvidence, Mixture
+from ood.nearby import NearbyScore
 from ood.scores import MahalanobisScore, Score
 from ood.statistics import ClassStatistics
 from ood.validation import FloatArray, check_features
@@ -107,7 +108,12 @@ class Detector:
         score: Score = MahalanobisScore(mixture.head)
         if len(features) >= _LEAST_CALIBRATION:
             reference = np.arange(len(features)) % _REFERENCE_EVERY == 0
-            score = CombinedScore(mixture.head, features[reference], parts=parts)
+            if mixture.shortlist is None:
+                score = CombinedScore(mixture.head, features[reference], parts=parts)
+            else:
+                score = NearbyScore(
+                    mixture.head, mixture.shortlist, features[reference], parts=parts
+                )
             features = features[~reference]
         scores = score.score(features)
         test = ShiftTest(
@@ -119,12 +125,19 @@ class Detector:
         )
         return cls(mixture, score, Calibration(scores), test)
 
-    def score(self, features: npt.ArrayLike) -> FloatArray:
+    def score(self, features: npt.ArrayLike, seen: BaseEvidence | None = None) -> FloatArray:
         """Return how foreign each sample is, float64 [n]; higher is more foreign.
+
+        Args:
+            features: l2-normalised features [n, d].
+            seen: what the mixture says of them, where that was asked already; it saves looking
+                up a second time which components are near.
 
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
+        if seen is not None and isinstance(self.scorer, NearbyScore):
+            return self.scorer.score(features, seen.near)
         return self.scorer.score(features)
 
     def nearest(self, features: npt.ArrayLike) -> npt.NDArray[np.int64]:

@@ -96,9 +96,7 @@ class BoundaryScore:
         weights = self._classifier.weights
         squares = np.einsum("kd,kd->k", weights, weights)
         gaps = squares[:, None] + squares - 2 * weights @ weights.T
-        # Components with one and the same mean have no boundary between them.
-        near = gaps <= 1e-12 * max(float(squares.max()), np.finfo(np.float64).tiny)
-        self.reciprocal = np.where(near, 0.0, 1 / np.sqrt(np.where(near, 1.0, gaps)))
+        self.reciprocal = _reciprocal(gaps, squares)
 
     def score(self, features: npt.ArrayLike) -> FloatArray:
         """Return float64 [n], ≤ 0; see `Discriminant.logits` for errors."""
@@ -120,6 +118,24 @@ class BoundaryScore:
         total = np.einsum("nk,nk->n", lead, self.reciprocal[best])
         result: FloatArray = -total / (others * np.maximum(away, 1e-12))
         return result
+
+
+def reciprocals(weights: npt.NDArray[np.floating], best: int) -> FloatArray:
+    """Return one over the distance of each component's weights to one component's, float64 [k].
+
+    Args:
+        weights: [k, d].
+        best: the index of that component; its own, and those of the same weights, are 0.
+    """
+    gaps = np.square(weights - weights[best]).sum(axis=1)
+    return _reciprocal(gaps, np.square(weights[best]).sum(keepdims=True))
+
+
+def _reciprocal(gaps: npt.NDArray[np.floating], squares: npt.NDArray[np.floating]) -> FloatArray:
+    """1/√gap; 0 where there is none: components with one mean have no boundary between them."""
+    near = gaps <= 1e-12 * max(float(squares.max()), np.finfo(np.float64).tiny)
+    result: FloatArray = np.where(near, 0.0, 1 / np.sqrt(np.where(near, 1.0, gaps)))
+    return result
 
 
 def log_sum_exp(values: FloatArray) -> FloatArray:

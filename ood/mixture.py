@@ -122,6 +122,9 @@ class BaseEvidence:
     Args:
         mixture: The mixture.
         white: The samples in the head's whitened coordinates, float64 [n, d].
+
+    Attributes:
+        near: The components looked at for each sample, int64 [n, m].
     """
 
     def __init__(self, mixture: Mixture, white: FloatArray) -> None:
@@ -129,30 +132,30 @@ class BaseEvidence:
         self._white = white
         shortlist = mixture.shortlist
         if shortlist is None:
-            self._near = np.tile(np.arange(len(mixture.label)), (len(white), 1))
+            self.near = np.tile(np.arange(len(mixture.label)), (len(white), 1))
             self._distances = mixture.head.white_distances(white)
         else:
-            self._near = shortlist.near(white)
+            self.near = shortlist.near(white)
             self._distances = np.vstack(
                 [
                     mixture.head.white_distances(row[None], near)
-                    for row, near in zip(white, self._near, strict=True)
+                    for row, near in zip(white, self.near, strict=True)
                 ]
             )
 
     def nearest(self) -> npt.NDArray[np.int64]:
         """The component each sample is nearest to, int64 [n]."""
         place = self._distances.argmin(axis=1)
-        result: npt.NDArray[np.int64] = self._near[np.arange(len(place)), place]
+        result: npt.NDArray[np.int64] = self.near[np.arange(len(place)), place]
         return result
 
     def posterior(self) -> FloatArray:
         """P(entry | feature), float64 [n, entries]; rows sum to one."""
-        logs = self._logs(self._distances, self._near)
+        logs = self._logs(self._distances, self.near)
         weights = np.exp(logs - logs.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
         every = np.zeros((len(weights), len(self._mixture.label)))
-        np.put_along_axis(every, self._near, weights, axis=1)
+        np.put_along_axis(every, self.near, weights, axis=1)
         result: FloatArray = every[:, self._mixture.component] * self._mixture.share
         return result
 

@@ -36,7 +36,8 @@ class VimScore:
         left = head.dim - principal_size(head.dim)
         self.principal: FloatArray = vectors[:, left:]
         rms = float(np.sqrt(max(values[:left].sum(), 0.0)))
-        level = float(np.diagonal(self.classifier.logits(head.means)).mean())
+        # A component's logit at its own mean is (μ − c)ᵀΣ⁻¹(μ − c)/2, which its bias is minus.
+        level = float(-self.classifier.biases.mean())
         # Without any residual in known samples, any at all is foreign.
         self.alpha = abs(level) / max(rms, 1e-9)
 
