@@ -180,7 +180,7 @@ class Serving:
         if not len(images):
             raise PreprocessError("there are no samples in the batch; send at least one")
         parts = [
-            self._infer(prepare(images[start : start + _BATCH], self._package))
+            self.infer_prepared(prepare(images[start : start + _BATCH], self._package))
             for start in range(0, len(images), _BATCH)
         ]
         if len(parts) == 1:
@@ -234,7 +234,12 @@ class Serving:
             if not np.isfinite([answer.probability, answer.ood_score, answer.p_value]).all():
                 raise InstallError("the candidate generation gives answers that are not finite")
 
-    def _infer(self, prepared: NDArray[np.float32]) -> Inference:
+    def infer_prepared(self, prepared: NDArray[np.float32]) -> Inference:
+        """Answer images that `exporter.preprocess.prepare` has made ready, all in one batch.
+
+        Args:
+            prepared: float32 [n, 3, s, s].
+        """
         hidden = self._sessions.prefix(prepared)
         features = l2_normalise(self._sessions.suffix(hidden, None))
         base = self.detector.mixture.evidence(features)
