@@ -165,9 +165,13 @@ class SyncClient:
     ) -> None:
         """Ask the catalogue; ``done`` gets the answer or why there is none.
 
-        Only candidates whose statement the catalogue signed, for this encoder, come through. A
-        newer search replaces one under way, which is not answered any more.
+        Only candidates whose statement the catalogue signed, for this encoder, come through. While
+        a search is under way its answer is this one's, too: where searches are repeated faster
+        than the catalogue answers, each would make the answer to the one before worthless.
         """
+        if self._asked is not None:
+            self._asked = _Asked(self._asked.id, done)
+            return
         message = wire.Search(
             encoder=self._encoder, signature=signature, limit=limit, exclude=list(exclude)
         )

@@ -36,6 +36,7 @@ class Catalogue:
         self.heard: queue.Queue[wire.UpMessage] = queue.Queue()
         self.presence: queue.Queue[bytes] = queue.Queue()
         self.answers = answers
+        self.answers_searches = True
         self._sender = Sender(self.bundles.__getitem__)
         self.link = Link(
             host=broker.host,
@@ -72,7 +73,7 @@ class Catalogue:
         self.heard.put(message)
         if not self.answers:
             return
-        if isinstance(message, wire.Search):
+        if isinstance(message, wire.Search) and self.answers_searches:
             self.say(wire.SearchResult(of=message.id, candidates=self._candidates(message)))
         elif isinstance(message, wire.Get):
             self.say(self._sender.answer(message))
@@ -304,6 +305,33 @@ def test_a_bundle_approved_later_is_found_by_searching_on(  # noqa: PLR0917 (fix
         )
         data = make_bundle((3, 4, 5))
         catalogue.bundles[bundle_digest(data)] = data
+        assert catalogue.report(lambda r: r.generation == 2)
+
+
+def test_an_answer_counts_though_the_search_was_due_again_before_it_came(  # noqa: PLR0917 (fixtures)
+    agent, config, catalogue, install, make_bundle, make_images
+) -> None:
+    install()
+    data = make_bundle((3, 4, 5))
+    often = msgspec.structs.replace(config.search, repeat_s=0.05)
+    slow = msgspec.structs.replace(config, search=often)
+    with running(agent, slow, report_every_s=0.2):
+        stream(agent, make_images((3, 4, 5), 30, seed=6)[0])
+        catalogue.report(
+            lambda r: r.episode is not None and r.episode.state == "waiting_for_labels"
+        )
+        catalogue.answers_searches = False
+        asked = [catalogue.hear(lambda m: isinstance(m, wire.Search))]
+        for _ in range(5):
+            catalogue.report(lambda _: True)
+        while not catalogue.heard.empty():
+            asked.append(catalogue.heard.get())
+        last = [message for message in asked if isinstance(message, wire.Search)][-1]
+        for _ in range(5):
+            catalogue.report(lambda _: True)
+        catalogue.bundles[bundle_digest(data)] = data
+        found = catalogue._candidates(last)
+        catalogue.say(wire.SearchResult(of=last.id, candidates=found))
         assert catalogue.report(lambda r: r.generation == 2)
 
 
