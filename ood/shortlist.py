@@ -17,8 +17,8 @@ from ood.validation import FloatArray
 
 IntArray = npt.NDArray[np.int64]
 
-# Of 1,500 components of real features (576 dimensions, 2,000 samples) these hold the nearest always
-# and all but 1e-10 of the posterior's mass; 48 directions and 64 candidates missed one in twenty.
+# Of 1,500 clusters of real features (benchmarks/many_classes.py) these hold the nearest always and
+# all but 1e-12 of the posterior's mass; 48 directions and 64 candidates miss one in twenty.
 DIRECTIONS: Final = 192
 CANDIDATES: Final = 128
 
