@@ -16,8 +16,7 @@ The stages::
 
 A confirmed episode is diagnosed (`ood.kinds`) before anything is done about it. A broken sensor is
 told of and waited for: nothing is searched, aligned, trained or installed. Other proportions of
-known classes close it. Aligning is tried unless the classes are surely new; where it helps they
-are not.
+known classes close it. Aligning is tried unless the classes are surely new.
 
 A bundle is installed only after its checks (a trial when it came from the catalogue, a
 validation when it was trained here). While it waits for labels, the features of the new domain may
@@ -244,9 +243,6 @@ class _Machine:
         if tried.number is None:
             return replace(ep, history=self._history(ep, tried.reason)), ()
         ep = replace(ep, aligned=tried.number, align_at=None)
-        if ep.kind == "new classes":
-            # Only a new look can be aligned: that test weighs more than a diagnosis in doubt.
-            ep = replace(ep, kind="domain shift", groups=())
         after, _ = self._enter(ep, ep.stage, f"{tried.reason}; {_waiting_note(ep)}")
         return after, _activate_aligned(after)
 

@@ -123,7 +123,8 @@ def draw(tracks: dict[str, Track], out: Path) -> Path:
         upper.set_title(device, loc="left", fontweight="bold")
         upper.tick_params(labelbottom=False)
         lower.scatter(x, track.scores, s=5, color="#7a4fa3", alpha=0.6, linewidths=0)
-        lower.set_yscale("log")
+        # About 0 for known samples, on either side.
+        lower.set_yscale("symlog", linthresh=3)
         lower.set_ylabel("OOD score")
         lower.set_xlabel("sample")
         for number in sorted(set(track.generations)):
