@@ -79,9 +79,7 @@ class CombinedScore:
     def __init__(
         self, head: GaussianHead, reference: npt.ArrayLike, *, parts: Sequence[int] = ()
     ) -> None:
-        widths = tuple(parts) or (head.dim,)
-        if sum(widths) != head.dim or min(widths) < 1:
-            raise OodError(f"parts {list(widths)} do not add up to dimension {head.dim}")
+        widths = part_widths(parts, head.dim)
         self._dim = head.dim
         edges = np.cumsum((0, *widths)).tolist()
         self.parts = [
@@ -168,6 +166,18 @@ class PartDistances:
         nearest = own.astype(np.float64) + (crossed + self.offsets).min(axis=1)
         result: FloatArray = np.maximum(nearest, LEAST_DISTANCE)
         return result
+
+
+def part_widths(parts: Sequence[int], dim: int) -> tuple[int, ...]:
+    """Return the widths of the features' parts; one of all dimensions when there are none.
+
+    Raises:
+        OodError: they do not add up.
+    """
+    widths = tuple(parts) or (dim,)
+    if sum(widths) != dim or min(widths) < 1:
+        raise OodError(f"parts {list(widths)} do not add up to dimension {dim}")
+    return widths
 
 
 def spread(scores: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -1,7 +1,8 @@
 """The default score where thousands of classes are known: its views, of the components nearby.
 
 Looking at all of each costs more than the encoder, and boundaries between all pairs would fill the
-memory. What is far from a sample says next to nothing about it. Called by `ood.detector` instead of
+memory. Distance, direction and energy hardly change by leaving out what is far from a sample; the
+mean over decision boundaries does, and tells less. Called by `ood.detector` instead of
 `ood.combined` once a mixture has a shortlist; reads and writes nothing.
 """
 
@@ -13,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ood.combined import LEAST_DISTANCE, WEIGHTS, PartDistances, joined, spread
+from ood.combined import LEAST_DISTANCE, WEIGHTS, PartDistances, joined, part_widths, spread
 from ood.logits import reciprocals
 from ood.shortlist import IntArray, Shortlist
 from ood.statistics import GaussianHead, l2_normalise
@@ -35,7 +36,8 @@ class NearbyScore:
         parts: the widths of the parts that features are put together from; one of d when empty.
 
     Raises:
-        OodError: the reference is empty, not finite or of another dimension.
+        OodError: the reference is empty, not finite or of another dimension, or the parts do not
+            add up.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class NearbyScore:
         *,
         parts: Sequence[int] = (),
     ) -> None:
+        widths = part_widths(parts, head.dim)
         self._head, self._shortlist = head, shortlist
         vim = VimScore(head)
         self._alpha, self._principal = vim.alpha, vim.principal
@@ -53,7 +56,7 @@ class NearbyScore:
         # Row by row, so that those of a few components are read and no others.
         self._weights = vim.classifier.weights.astype(np.float32)
         self._directions = l2_normalise(head.means).astype(np.float32)
-        edges = np.cumsum((0, *(tuple(parts) or (head.dim,)))).tolist()
+        edges = np.cumsum((0, *widths)).tolist()
         self._parts = [
             _Part(PartDistances(head.means[:, a:b], head.covariance[a:b, a:b], slice(a, b)))
             for a, b in pairwise(edges)

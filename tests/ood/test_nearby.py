@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from ood.combined import CombinedScore
 from ood.detector import Detector
+from ood.errors import OodError
 from ood.mixture import Mixture
 from ood.nearby import NearbyScore
 from ood.shortlist import Shortlist
@@ -71,6 +72,12 @@ def test_what_was_seen_already_gives_the_same_scores(detector, foreign) -> None:
 def test_a_sample_scores_alone_as_in_a_batch(detector, foreign) -> None:
     alone = np.concatenate([detector.score(row[None]) for row in foreign[:20]])
     assert np.allclose(alone, detector.score(foreign)[:20], rtol=0, atol=1e-5)
+
+
+def test_parts_that_do_not_add_up_are_refused(known) -> None:
+    head = GaussianHead.from_statistics([known])
+    with pytest.raises(OodError, match=r"parts \[8, 8\] do not add up to dimension 24"):
+        NearbyScore(head, Shortlist(head.white_means), head.means[:9], parts=(8, 8))
 
 
 def test_nothing_is_held_for_every_pair_of_components(known) -> None:
