@@ -118,7 +118,7 @@ def _upgrade(engine: Engine, migrations: Path) -> None:
             found = connection.exec_driver_sql(f"SELECT version_num FROM {_VERSION_TABLE}").scalar()  # noqa: S608 - a constant
     if found == newest:
         return
-    # A tenth of a small daemon's memory, needed once for each version of the schema.
+    # Megabytes of modules that are needed once for each version of the schema.
     from adapter_store.migrating import upgrade  # noqa: PLC0415
 
     upgrade(engine, migrations)

@@ -1,7 +1,7 @@
 """Giving memory that was freed back to the operating system.
 
 Loading an encoder reads its weights and hands them to ONNX Runtime, which lays them out anew: the
-allocator keeps the pages of every copy in between, a third of a small daemon's memory.
+allocator keeps the pages of every copy in between.
 """
 
 from __future__ import annotations

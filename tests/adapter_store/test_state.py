@@ -39,6 +39,8 @@ def test_closing_twice_is_fine(tmp_path) -> None:
     state = StateDir(tmp_path)
     state.close()
     state.close()
+    with StateDir(tmp_path) as again:
+        assert len(again.outbox) == 0
 
 
 def test_a_directory_that_could_not_be_opened_is_not_left_locked(tmp_path) -> None:

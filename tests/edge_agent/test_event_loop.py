@@ -41,4 +41,6 @@ def test_timers_run_in_the_order_they_are_due_and_those_not_due_are_dropped() ->
 
 
 def test_one_that_was_never_started_can_be_stopped() -> None:
+    before = threading.active_count()
     EventLoop("test").stop()
+    assert threading.active_count() == before

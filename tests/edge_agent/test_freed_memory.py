@@ -31,5 +31,7 @@ def test_memory_that_was_freed_is_given_back() -> None:
 
 
 def test_a_c_library_without_trimming_is_no_error(monkeypatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    asked = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: asked.append(name) or object())
     give_back()
+    assert asked == [None]
