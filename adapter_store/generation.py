@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -19,8 +20,11 @@ from adapter_store.blobs import BlobStore
 from adapter_store.errors import GenerationError
 
 CALIBRATION: Final = "calibration.safetensors"
+PREPARED: Final = "prepared.safetensors"
 # What the names of an alignment's arrays begin with in that file.
 ALIGNMENT: Final = "alignment."
+
+log = logging.getLogger(__name__)
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -40,6 +44,8 @@ class GenerationManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         metrics: What was measured of it before it was activated.
         calibration: SHA-256 of the calibration features' file.
         aligned: That file also holds an alignment of the features.
+        prepared: SHA-256 of what the agent computed from the bundles to start sooner; empty for
+            a generation without it.
     """
 
     number: int
@@ -53,6 +59,7 @@ class GenerationManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     metrics: dict[str, float] = {}
     calibration: str = ""
     aligned: bool = False
+    prepared: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,23 @@ class Generation:
                 "generation"
             )
         return load(data)
+
+    def prepared(self) -> bytes | None:
+        """What the agent computed from the bundles when it made the generation, to start sooner.
+
+        None when there is none, or it cannot be read or is damaged: the bundles say the same.
+        """
+        if not self.manifest.prepared:
+            return None
+        try:
+            data = (self.path / PREPARED).read_bytes()
+        except OSError as error:
+            log.warning("generation %d: cannot read %s: %s", self.number, PREPARED, error)
+            return None
+        if hashlib.sha256(data).hexdigest() != self.manifest.prepared:
+            log.warning("generation %d: %s is damaged on disk", self.number, PREPARED)
+            return None
+        return data
 
     def bundle_bytes(self, digest: str) -> bytes:
         """The bytes of one of its bundles.

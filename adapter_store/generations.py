@@ -27,6 +27,7 @@ from adapter_store.errors import DiskFullError, GenerationError, StoreError
 from adapter_store.generation import (
     ALIGNMENT,
     CALIBRATION,
+    PREPARED,
     Generation,
     GenerationManifest,
     encode_manifest,
@@ -81,6 +82,7 @@ class GenerationStore:
         manifest: GenerationManifest,
         calibration_features: NDArray[np.float16],
         alignment: Mapping[str, NDArray[Any]] | None = None,
+        prepared: bytes = b"",
     ) -> Generation:
         """Write a generation; it is not activated.
 
@@ -88,6 +90,7 @@ class GenerationStore:
             manifest: What it consists of; its number is given here.
             calibration_features: Base features [m, d].
             alignment: The arrays of its alignment, by name; None for a generation without one.
+            prepared: What was computed from the bundles to start sooner; empty for nothing.
 
         Raises:
             GenerationError: The calibration features are not a finite [m, d].
@@ -104,15 +107,18 @@ class GenerationStore:
         arrays = {ALIGNMENT + name: array for name, array in (alignment or {}).items()}
         manifest = msgspec.structs.replace(manifest, aligned=bool(arrays))
         with self._lock:
-            return self._create(manifest, save({"features": features, **arrays}))
+            return self._create(manifest, save({"features": features, **arrays}), prepared)
 
-    def _create(self, manifest: GenerationManifest, calibration: bytes) -> Generation:
+    def _create(
+        self, manifest: GenerationManifest, calibration: bytes, prepared: bytes
+    ) -> Generation:
         number = max([*self._numbers(), *self._activated()], default=0) + 1
         manifest = msgspec.structs.replace(
             manifest,
             number=number,
             bundles=sorted(set(manifest.bundles)),
             calibration=hashlib.sha256(calibration).hexdigest(),
+            prepared=hashlib.sha256(prepared).hexdigest() if prepared else "",
         )
         encoded = encode_manifest(manifest)
         building = self._root / f".new-{number:06d}"
@@ -120,6 +126,8 @@ class GenerationStore:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
             write_durably(building / CALIBRATION, calibration)
+            if prepared:
+                write_durably(building / PREPARED, prepared)
             write_durably(building / _MANIFEST, encoded)
             write_durably(building / _DIGEST_FILE, hashlib.sha256(encoded).hexdigest().encode())
             building.rename(self._root / f"{number:06d}")

@@ -40,7 +40,7 @@ from exporter.package import EncoderPackage
 from ood.calibration import score_quantiles
 from ood.scores import MahalanobisScore
 from ood.signature import signature
-from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
+from ood.statistics import ClassStatistics, GaussianHead
 
 STREAMS: Final = ("cifar100", "grocery")
 EXACT: Final = "exact"
@@ -176,7 +176,7 @@ def packed(engine: Engine, part: Part, tensors: Tensors, codec: Codec) -> Learne
 
 def own_features(engine: Engine, hidden: NDArray[Any], tensors: Tensors) -> Floats:
     """Normalised features of the network's own output with an adapter, float32 [n, d]."""
-    return l2_normalise(engine.features(hidden, tensors)[:, : engine.package.network_dim])
+    return engine.network(hidden, tensors)
 
 
 def right(engine: Engine, groups: Sequence[Learned], part: Part) -> NDArray[np.bool_]:
@@ -258,7 +258,7 @@ def compared(forms: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
 
 def _objective(engine: Engine, part: Part) -> tuple[CosineHead, NDArray[np.int64]]:
     names, targets = np.unique(np.array(part.labels, dtype=object), return_inverse=True)
-    network = engine.network(part.base)
+    network = engine.network(part.hidden)
     rows = np.stack([network[targets == k].mean(axis=0) for k in range(len(names))])
     return CosineHead(rows.astype(np.float32)), targets.astype(np.int64)
 

@@ -38,18 +38,15 @@ _ROUNDS: Final = 400
 
 def left_out(mixture: Mixture, test: Floats) -> list[dict[str, float]]:
     """How much of the posterior shortlists of several sizes lose."""
-    white = mixture.head.white(test)
-    distances = mixture.head.white_distances(white)
+    distances = mixture.head.distances(test)
     posterior = np.exp(-0.5 * (distances - distances.min(axis=1, keepdims=True)))
     posterior /= posterior.sum(axis=1, keepdims=True)
     nearest = distances.argmin(axis=1)
     found = []
     for directions in DIRECTIONS:
         for candidates in CANDIDATES:
-            shortlist = Shortlist(
-                mixture.head.white_means, candidates=candidates, directions=directions
-            )
-            near = shortlist.near(white)
+            shortlist = Shortlist(mixture.head, candidates=candidates, directions=directions)
+            near = shortlist.look(test.astype(np.float64)).near
             lost = 1.0 - np.take_along_axis(posterior, near, axis=1).sum(axis=1)
             found.append(
                 {

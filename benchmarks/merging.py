@@ -68,13 +68,13 @@ def trained_bundle(engine: Engine, samples: Samples, seed: int) -> bytes:
     )
     base = engine.features(hidden)
     names, targets = np.unique(np.array(samples.labels), return_inverse=True)
-    network = engine.network(base)
+    network = engine.network(hidden)
     head = np.stack([network[targets == k].mean(axis=0) for k in range(len(names))])
     tensors = engine.train(
         hidden, targets.astype(np.int64), engine.fresh(seed), CosineHead(head.astype(np.float32))
     )
     statistics = ClassStatistics.fit(base, samples.labels)
-    own = engine.network(engine.features(hidden, tensors))
+    own = engine.network(hidden, tensors)
     manifest = Manifest(
         encoder=package.digest,
         family=engine.family,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from benchmarks.detection import auroc
 from benchmarks.worlds import GROUPS, World, Worlds
-from ood.combined import CombinedScore, joined
+from ood.combined import CombinedScore, joined, log_shares
 from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
 
 Floats = npt.NDArray[np.float64]
@@ -86,8 +86,8 @@ def _aurocs(score: CombinedScore, known: Floats, foreign: Floats) -> Floats:
     """The AUROC of each choice, float64 [choices]."""
     return np.array(
         [
-            auroc(*(joined(views, score.view_scale, weights) for views in (known, foreign)))
-            for weights in CHOICES
+            auroc(*(joined(views, score.view_scale, shares) for views in (known, foreign)))
+            for shares in map(log_shares, CHOICES)
         ]
     )
 

@@ -36,7 +36,7 @@ def accuracies(engine: Engine, task: SplitTask) -> dict[str, float]:
         engine.sessions.prefix(prepare(part.images, engine.package))
         for part in (task.train, task.test)
     )
-    base = engine.network(engine.features(hidden))
+    base = engine.network(hidden)
     targets = task.train.targets
     means = np.stack([base[targets == k].mean(axis=0) for k in range(len(task.train.names))])
     tensors = engine.train(
@@ -44,7 +44,7 @@ def accuracies(engine: Engine, task: SplitTask) -> dict[str, float]:
     )
     found = {}
     for name, given in (("without", None), ("with", tensors)):
-        features = [engine.network(engine.features(rows, given)) for rows in (hidden, test)]
+        features = [engine.network(rows, given) for rows in (hidden, test)]
         found[name] = 100 * shared_covariance_accuracy(features[0], task, features[1])
     return found
 

@@ -24,7 +24,6 @@ from edge_agent.bench.streams import StreamSettings, StreamTask, build
 from edge_agent.strategies import Strategy, Task, strategy
 from edge_agent.strategies.engine import Engine
 from exporter.package import EncoderPackage
-from ood.statistics import l2_normalise
 
 Floats = NDArray[np.float32]
 UNSEEN: Final = suite.Suite(
@@ -41,29 +40,28 @@ class KnownFeatures(Engine):
 
     Args:
         package: The encoder.
-        table: The features of all samples of a set, float32 [n, feature_dim].
-        own: The network's own output alone is what heads see, or features of all depths.
+        table: The features of all samples of a set, float32 [n, d], whichever heads shall see.
     """
 
-    def __init__(self, package: EncoderPackage, table: Floats, *, own: bool) -> None:
+    def __init__(self, package: EncoderPackage, table: Floats) -> None:
         super().__init__(package)
-        self._table = l2_normalise(table[:, : package.network_dim]) if own else table
+        self._table = table
 
-    def features(
+    def features(self, hidden: NDArray[np.floating[Any]]) -> Floats:
+        """The features of samples [n, 1]."""
+        found: Floats = self._table[hidden[:, 0].astype(np.int64)]
+        return found
+
+    def network(
         self,
         hidden: NDArray[np.floating[Any]],
         tensors: Mapping[str, Floats] | None = None,
         family: str | None = None,
     ) -> Floats:
-        """The features of samples [n, 1]; there are no adapters here."""
+        """The same: which features they are was decided in the beginning."""
         assert tensors is None, "only for strategies that train nothing"
         assert family is None, "only for strategies that train nothing"
-        found: Floats = self._table[hidden[:, 0].astype(np.int64)]
-        return found
-
-    def network(self, features: Floats) -> Floats:
-        """All features: which they are was decided in the beginning."""
-        return features
+        return self.features(hidden)
 
 
 def accuracy(
@@ -88,23 +86,25 @@ def accuracy(
 def measure(data: Path, cache: Path, package: EncoderPackage) -> dict[str, dict[str, float]]:
     """Accuracy after the last task, by stream and head."""
     results: dict[str, dict[str, float]] = {}
-    tables: dict[str, Floats] = {}
+    tables: dict[str, dict[str, Floats]] = {}
     for stream in (*suite.SUITES.values(), UNSEEN):
         loaded = datasets.load(suite.set_file(stream, data))
         if loaded.name not in tables:
             stored = activations.cached(loaded, package, cache)
             engine, everything = Engine(package), np.arange(len(loaded))
-            parts = [
-                engine.features(stored.rows(everything[at : at + _BATCH]))
-                for at in range(0, len(loaded), _BATCH)
+            batches = [
+                stored.rows(everything[at : at + _BATCH]) for at in range(0, len(loaded), _BATCH)
             ]
-            tables[loaded.name] = np.concatenate(parts)
+            tables[loaded.name] = {
+                "own output": np.concatenate([engine.network(batch) for batch in batches]),
+                "several depths": np.concatenate([engine.features(batch) for batch in batches]),
+            }
         settings = stream.settings(0)
         domains = None if settings.kind == "class" else loaded.domain(stream.domain_key)
         tasks = build(loaded.classes, loaded.test, domains, settings)
         found: dict[str, float] = {}
-        for own, features in ((True, "own output"), (False, "several depths")):
-            engine = KnownFeatures(package, tables[loaded.name], own=own)
+        for features, table in tables[loaded.name].items():
+            engine = KnownFeatures(package, table)
             for name in ("frozen", "ridge", "driftkeel"):
                 percent = accuracy(strategy(name), engine, tasks, loaded.classes)
                 found[f"{name}, {features}"] = round(percent, 2)

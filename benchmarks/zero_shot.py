@@ -88,14 +88,12 @@ class Data:
 
 def trained_accuracy(engine: Engine, data: Data, candidate: Candidate) -> float:
     """Train a candidate and fit a Gaussian head in its space; the accuracy on the test part."""
-    base = engine.network(engine.features(data.train))
+    base = engine.network(data.train)
     rows = np.stack([base[data.targets == k].mean(axis=0) for k in range(CLASSES)])
     initial = first_tensors(engine.package, candidate, SEED)
     objective = AtSites(CosineHead(rows.astype(np.float32)), initial, candidate)
     tensors = engine.train(data.train, data.targets.astype(np.int64), initial, objective)
-    train, test = (
-        engine.network(engine.features(hidden, tensors)) for hidden in (data.train, data.test)
-    )
+    train, test = (engine.network(hidden, tensors) for hidden in (data.train, data.test))
     statistics = ClassStatistics.fit(train, [f"{k:02d}" for k in data.targets])
     head = GaussianHead.from_statistics([statistics])
     found = head.label_probabilities(head.log_likelihoods(test)).argmax(axis=1)
@@ -109,7 +107,7 @@ def measure(package: EncoderPackage, path: Path) -> dict[str, Any]:
     }
     any_engine = next(iter(engines.values()))
     data = Data(any_engine, path)
-    base = any_engine.network(any_engine.features(data.train))
+    base = any_engine.network(data.train)
     rows = np.random.default_rng(SEED).permutation(len(data.targets))[:BATCH]
     batch = Minibatch(
         data.train[rows].astype(np.float32),

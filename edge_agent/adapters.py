@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from adapter_store.bundle import Bundle, EncoderInterface, check_compatible, unpack
 from edge_agent.decision import OwnHeads
+from edge_agent.router import FloatArray
+from exporter.sessions import EncoderSessions, FedAdapter
 from ood.errors import DriftkeelError
-from ood.statistics import GaussianHead
+from ood.logits import Discriminant
+from ood.statistics import l2_normalise
 
 log = logging.getLogger(__name__)
 
@@ -65,26 +68,48 @@ class Adapter:
     """What it takes to look at a sample with one adapter.
 
     Attributes:
-        family: Its mathematics.
-        tensors: Its parameters by name, float32.
-        head: The head over its bundle's labels, in its own space.
+        labels: The labels of its bundle.
+        network: The encoder's last blocks, adapted.
+        head: Compares those labels in the adapter's own space; what it was computed from is a
+            hundred times its size and is not kept.
     """
 
-    family: str
-    tensors: Mapping[str, NDArray[np.float32]]
-    head: GaussianHead
+    labels: tuple[str, ...]
+    network: FedAdapter
+    head: Discriminant
+
+    def log_likelihoods(self, hidden: NDArray[np.float32]) -> FloatArray:
+        """How likely samples are under each label, up to a number of each sample's own.
+
+        Args:
+            hidden: float32 [n, *package.hidden_shape].
+
+        Returns:
+            float64 [n, labels].
+        """
+        adapted = self.network.run(hidden)
+        return self.head.logits(l2_normalise(adapted[:, : len(self.head.centre)]))
 
 
 class Adapters:
     """The adapters of a generation, the most recently used ones in memory; thread-safe.
 
     Args:
+        sessions: The encoder they adapt.
         bundles: The installed bundles by digest.
         heads: Makes the head of each.
         capacity: Most adapters in memory, at least 1.
     """
 
-    def __init__(self, bundles: Mapping[str, Bundle], heads: OwnHeads, *, capacity: int) -> None:
+    def __init__(
+        self,
+        sessions: EncoderSessions,
+        bundles: Mapping[str, Bundle],
+        heads: OwnHeads,
+        *,
+        capacity: int,
+    ) -> None:
+        self._sessions = sessions
         self._bundles = bundles
         self._heads = heads
         self._capacity = capacity
@@ -93,22 +118,26 @@ class Adapters:
         self._lost: set[str] = set()
 
     def get(self, digest: str) -> Adapter | None:
-        """One adapter; None, with a word in the log, when its bundle can no longer be read."""
+        """One adapter; None, with a word in the log, when its bundle can no longer be used."""
         with self._lock:
             held = self._held.get(digest)
             if held is not None:
                 self._held.move_to_end(digest)
                 return held
             try:
-                bundle = self._bundles[digest]
+                made = self._made(self._bundles[digest])
             except (DriftkeelError, OSError) as error:
                 if digest not in self._lost:
                     self._lost.add(digest)
                     log.warning("adapter %s is left out of answers: %s", digest[:12], error)
                 return None
             self._lost.discard(digest)
-            head = self._heads.head(bundle.own)
-            made = self._held[digest] = Adapter(bundle.manifest.family, bundle.tensors, head)
+            self._held[digest] = made
             if len(self._held) > self._capacity:
                 self._held.popitem(last=False)
             return made
+
+    def _made(self, bundle: Bundle) -> Adapter:
+        head = self._heads.head(bundle.own)
+        network = FedAdapter(self._sessions, bundle.manifest.family, bundle.tensors)
+        return Adapter(head.labels, network, Discriminant(head))

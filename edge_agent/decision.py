@@ -9,6 +9,7 @@ NumPy only; running the encoder is the caller's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -71,6 +72,9 @@ class Decision:
         self._mixture = mixture
         self._max_rounds = max_rounds
         self._components = Components.of(mixture.entries, ~self.adapts)
+        self._log_share = np.log(mixture.share)
+        edges = self._components.owner.searchsorted(np.arange(len(self.adapts) + 1)).tolist()
+        self._entries = [slice(first, after) for first, after in pairwise(edges)]
 
     def route(
         self, base: BaseEvidence, look: Look, *, settled: NDArray[np.bool_] | None = None
@@ -80,26 +84,38 @@ class Decision:
         Args:
             base: What the mixture says of the n samples.
             look: ``look(group, rows)`` gives the log-likelihoods of the group's labels in its own
-                space, float64 [len(rows), labels], or None where its adapter cannot be had: then
-                the base space decides among them. Called only for groups with an adapter.
+                space, up to a number of each row's own, float64 [len(rows), labels], or None where
+                its adapter cannot be had: then the base space decides among them. Called only for
+                groups with an adapter.
             settled: bool [n], samples that the base space alone decides; None for none.
         """
-        mixture = self._mixture
+        every = self._components
 
         def evidence(group: int, rows: IntArray) -> FloatArray:
-            first, after = np.searchsorted(self._components.owner, (group, group + 1))
-            entries = mixture.component[first:after]
-            shared = base.of(rows, entries) + np.log(mixture.share[first:after])
+            entries = self._entries[group]
+            shared = base.of(rows, self._mixture.component[entries]) + self._log_share[entries]
             own = look(group, rows)
             return _softmax(shared if own is None else _SHARE * own + (1.0 - _SHARE) * shared)
 
+        entries = self._likely(base)
         return route(
-            base.posterior(),
-            self._components,
+            base.posterior(entries),
+            every if entries is None else every.only(entries),
             evidence,
             max_rounds=self._max_rounds,
             settled=settled,
         )
+
+    def _likely(self, base: BaseEvidence) -> IntArray | None:
+        """The entries of every group that may be named; None where that can be any."""
+        if base.look is None:
+            return None
+        owner = self._components.owner
+        near = np.zeros(len(self._mixture.label), dtype=np.bool_)
+        near[base.look.near] = True
+        groups = np.zeros(len(self.adapts), dtype=np.bool_)
+        groups[owner[near[self._mixture.component]]] = True
+        return np.flatnonzero(groups[owner])
 
 
 class GroupsDecision:

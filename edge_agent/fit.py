@@ -26,7 +26,7 @@ from exporter.sessions import EncoderSessions
 from ood.calibration import score_quantiles
 from ood.scores import MahalanobisScore
 from ood.signature import signature
-from ood.statistics import ClassStatistics, GaussianHead, l2_normalise
+from ood.statistics import ClassStatistics, GaussianHead
 
 MIN_CALIBRATION: Final = 50
 
@@ -100,7 +100,7 @@ def encode(
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
         hidden = sessions.prefix(prepare(batch, sessions.package))
-        parts.append(l2_normalise(sessions.suffix(hidden)))
+        parts.append(sessions.base_features(hidden))
         progress(len(batch))
     return np.concatenate(parts)
 

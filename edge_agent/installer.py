@@ -18,6 +18,7 @@ from adapter_store.state import StateDir
 from edge_agent.adapters import StoredBundles
 from edge_agent.alignment import Alignment
 from edge_agent.errors import InstallError
+from edge_agent.prepared import Prepared
 from edge_agent.serving import ADAPTERS_IN_MEMORY, Serving
 from exporter.sessions import EncoderSessions
 from ood.errors import OodError
@@ -54,6 +55,7 @@ def load_serving(
     digest: str = "",
     settings: Settings,
     alignment: Alignment | None = None,
+    prepared: Prepared | None = None,
 ) -> Serving:
     """Load bundles and put a serving whole together; nothing is written.
 
@@ -66,6 +68,7 @@ def load_serving(
         digest: The generation's digest; empty for a candidate.
         settings: From the configuration.
         alignment: What it does to the features of a shifted domain; None for nothing.
+        prepared: The sums over the bundles, where they were kept.
 
     Raises:
         BundleError: A bundle is damaged or for another encoder; the message says which.
@@ -85,6 +88,7 @@ def load_serving(
             prior_changes=settings.prior_changes,
             alignment=alignment,
             adapters_in_memory=settings.adapters_in_memory,
+            prepared=prepared,
         )
     except OodError as error:
         raise InstallError(f"the bundles do not make a generation: {error}") from error
@@ -94,6 +98,9 @@ def load_generation(
     generation: Generation, sessions: EncoderSessions, *, settings: Settings
 ) -> Serving:
     """Load and check a generation from disk.
+
+    Every adapter was run before it was written; where the sums over its bundles were kept with it,
+    none is read or run again until a sample needs it.
 
     Routing is part of the generation, so that going back to it gives its answers back; the
     false-alarm budget is the operator's and comes from the configuration.
@@ -115,6 +122,10 @@ def load_generation(
         alignment = Alignment.from_arrays(arrays) if arrays else None
     except OodError as error:
         raise InstallError(f"generation {generation.number}: {error}") from error
+    kept = generation.prepared()
+    prepared = None if kept is None else Prepared.from_bytes(kept, encoder=manifest.encoder)
+    if prepared is not None and sorted(prepared.summaries) != manifest.bundles:
+        prepared = None
     serving = load_serving(
         generation.bundle_bytes,
         sessions,
@@ -127,8 +138,9 @@ def load_generation(
             max_rounds=int(manifest.router.get("max_rounds", settings.max_rounds)),
         ),
         alignment=alignment,
+        prepared=prepared,
     )
-    serving.check()
+    serving.check(adapters=prepared is None)
     return serving
 
 
@@ -152,6 +164,11 @@ def build_generation(
         InstallError: The candidate gives unusable outputs; nothing was written.
         DiskFullError: It could not be written; nothing is left of it.
     """
+    stored = StoredBundles(state.blobs.get, bundle_digests, sessions.package.interface())
+    try:
+        prepared = Prepared.of(stored)
+    except OodError as error:
+        raise InstallError(f"the bundles do not make a generation: {error}") from error
     candidate = load_serving(
         state.blobs.get,
         sessions,
@@ -160,6 +177,7 @@ def build_generation(
         number=0,
         settings=settings,
         alignment=alignment,
+        prepared=prepared,
     )
     candidate.check()
     manifest = GenerationManifest(
@@ -181,4 +199,5 @@ def build_generation(
         manifest,
         calibration_features.astype(np.float16),
         None if alignment is None else alignment.to_arrays(),
+        prepared.to_bytes(encoder=sessions.package.digest),
     )

@@ -207,7 +207,7 @@ def _encoded(sessions: EncoderSessions, samples: Labelled, holdout: float) -> _T
     )
     return _Task(
         hidden=hidden,
-        base=l2_normalise(sessions.suffix(hidden)),
+        base=sessions.base_features(hidden),
         labels=np.array(samples.labels, dtype=object),
         held=split(samples.labels, holdout=holdout, seed=0),
     )

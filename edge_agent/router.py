@@ -18,7 +18,7 @@ about its labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -36,21 +36,17 @@ class Components:
     """Which label and which bundle each component of the head belongs to.
 
     Attributes:
-        owner: int64 [k], the group (bundle) of each component; components of one group are
-            adjacent and in the order its evidence comes in.
+        owner: int64 [k], the group (bundle) of each component, ascending; components of one group
+            are in the order its evidence comes in.
         label: int64 [k], the index into ``labels``.
         labels: The distinct label names, sorted.
         free: bool [groups], groups without an adapter: there is nothing more to look at.
-        by_label: int64 [k], the components in the order of their labels.
-        label_starts: int64 [labels], where each label's begin in that order.
     """
 
     owner: IntArray
     label: IntArray
     labels: tuple[str, ...]
     free: NDArray[np.bool_]
-    by_label: IntArray
-    label_starts: IntArray
 
     @classmethod
     def of(
@@ -59,16 +55,16 @@ class Components:
         """Index the components of a Gaussian head."""
         labels = tuple(sorted({label for _, label in components}))
         position = {label: index for index, label in enumerate(labels)}
-        label = np.array([position[label] for _, label in components], dtype=np.int64)
-        by_label = np.argsort(label, kind="stable")
         return cls(
             owner=np.array([group for group, _ in components], dtype=np.int64),
-            label=label,
+            label=np.array([position[label] for _, label in components], dtype=np.int64),
             labels=labels,
             free=np.array(free, dtype=np.bool_),
-            by_label=by_label,
-            label_starts=np.searchsorted(label[by_label], np.arange(len(labels))),
         )
+
+    def only(self, chosen: IntArray) -> Components:
+        """Some of the components, all of a group or none, in ascending order."""
+        return replace(self, owner=self.owner[chosen], label=self.label[chosen])
 
 
 @dataclass(frozen=True)
@@ -111,38 +107,37 @@ def route(
         The decisions; those of a row do not depend on the other rows.
     """
     posterior = first.astype(np.float64, copy=True)
-    rows = np.arange(len(posterior))
     visited = np.zeros((len(posterior), len(components.free)), dtype=np.bool_)
     passes = np.zeros(len(posterior), dtype=np.int64)
-    active = rows if settled is None else rows[~settled]
-    while active.size:
-        _, group = _decide(posterior[active], components)
-        unseen = ~visited[active, group] & ~components.free[group] & (passes[active] < max_rounds)
-        active, group = active[unseen], group[unseen]
-        for named in np.unique(group):
-            asking = active[group == named]
-            columns = np.flatnonzero(components.owner == named)
-            block = np.ix_(asking, columns)
-            mass = posterior[block].sum(axis=1, keepdims=True)
-            posterior[block] = mass * evidence(int(named), asking)
-            visited[asking, named] = True
+    sums, label, group = _decide(posterior, components)
+    active = np.arange(len(posterior)) if settled is None else np.flatnonzero(~settled)
+    while True:
+        named = group[active]
+        done = visited[active, named] | components.free[named] | (passes[active] >= max_rounds)
+        active, named = active[~done], named[~done]
+        if not active.size:
+            break
+        for each in sorted(set(named.tolist())):
+            asking = active[named == each]
+            own = evidence(each, asking)
+            start = int(components.owner.searchsorted(each))
+            columns = slice(start, start + own.shape[1])
+            posterior[asking, columns] = posterior[asking, columns].sum(axis=1, keepdims=True) * own
+            visited[asking, each] = True
             passes[asking] += 1
-    label, group = _decide(posterior, components)
-    probabilities = _by_label(posterior, components)
-    probabilities /= np.maximum(probabilities.sum(axis=1, keepdims=True), _NO_MASS)
+        sums[active], label[active], group[active] = _decide(posterior[active], components)
+    probabilities = sums / np.maximum(sums.sum(axis=1, keepdims=True), _NO_MASS)
     return Route(probabilities=probabilities, label=label, group=group, adapter_passes=passes)
 
 
-def _by_label(posterior: FloatArray, components: Components) -> FloatArray:
-    summed: FloatArray = np.add.reduceat(
-        posterior[:, components.by_label], components.label_starts, axis=1
-    )
-    return summed
-
-
-def _decide(posterior: FloatArray, components: Components) -> tuple[IntArray, IntArray]:
-    """The likeliest label of each row, and the bundle that contributes most to it."""
-    label = _by_label(posterior, components).argmax(axis=1)
-    of_label = components.label[None, :] == label[:, None]
+def _decide(posterior: FloatArray, components: Components) -> tuple[FloatArray, IntArray, IntArray]:
+    """The mass and the likeliest label of each row, and the bundle that contributes most to it."""
+    count, labels = len(posterior), len(components.labels)
+    # Added up in the order of the components, so that one without mass changes no bit of a sum.
+    places = (np.arange(count)[:, None] * labels + components.label).ravel()
+    flat = np.bincount(places, weights=posterior.ravel(), minlength=count * labels)
+    sums = flat.astype(np.float64, copy=False).reshape(count, labels)
+    label = sums.argmax(axis=1)
+    of_label = components.label == label[:, None]
     best = np.where(of_label, posterior, -1.0).argmax(axis=1)
-    return label, components.owner[best]
+    return sums, label, components.owner[best]

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from adapter_store.bundle import FROZEN, Bundle, Manifest
+from adapter_store.bundle import FROZEN, Bundle
 from edge_agent.adapters import Adapters
 from edge_agent.alignment import Alignment
 from edge_agent.decision import Decision, OwnHeads
 from edge_agent.errors import InstallError
+from edge_agent.prepared import Prepared
 from edge_agent.router import FloatArray, IntArray, Route
 from exporter.errors import EncoderError, PreprocessError
 from exporter.package import PREFIX_KEY, SUFFIX_KEY, WEIGHTS, EncoderPackage
@@ -28,8 +29,6 @@ from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
 from ood.detector import Detector
 from ood.mixture import BaseEvidence, Mixture
-from ood.pooled import Pooled
-from ood.statistics import l2_normalise
 
 # So many adapters are kept in memory where nobody says otherwise.
 ADAPTERS_IN_MEMORY: Final = 50
@@ -101,11 +100,13 @@ class Serving:
         alignment: Brings features of a shifted domain back, for the decision about samples that
             it makes likelier; None for a generation without one.
         adapters_in_memory: Most adapters kept in memory; the others are read when needed.
+        prepared: The sums over the bundles, where they were kept; then none is read before a
+            sample needs it.
 
     Attributes:
         number: The generation's number.
         bundles: The installed bundles by digest.
-        manifests: What each of them says of itself, by digest, sorted.
+        summaries: What each of them says of itself, by digest, sorted.
         labels: Every label it can answer, sorted.
         detector: Scores samples and watches their stream.
     """
@@ -124,26 +125,21 @@ class Serving:
         prior_changes: bool = False,
         alignment: Alignment | None = None,
         adapters_in_memory: int = ADAPTERS_IN_MEMORY,
+        prepared: Prepared | None = None,
     ) -> None:
-        if not bundles:
-            raise InstallError("a generation needs at least one bundle; none was given")
         self.number = number
         self.bundles = bundles
-        self.manifests: dict[str, Manifest] = {}
+        prepared = prepared or Prepared.of(bundles)
+        self.summaries = prepared.summaries
         self._digest = digest
         self._sessions = sessions
         self._package = sessions.package
         self._order = tuple(sorted(bundles))
         self._alignment = alignment
-        base, own = Pooled(), Pooled()
-        for each in self._order:
-            bundle = bundles[each]
-            self.manifests[each] = bundle.manifest
-            base.add(bundle.base)
-            if bundle.manifest.family != FROZEN:
-                own.add(bundle.own)
-        self._adapters = Adapters(bundles, OwnHeads(own), capacity=adapters_in_memory)
-        mixture = Mixture.of(base)
+        self._adapters = Adapters(
+            sessions, bundles, OwnHeads(prepared.own), capacity=adapters_in_memory
+        )
+        mixture = Mixture.of(prepared.base)
         self.detector = Detector.of(
             mixture,
             calibration_features.astype(np.float32),
@@ -154,11 +150,12 @@ class Serving:
         )
         self._decision = Decision(
             mixture,
-            [manifest.family != FROZEN for manifest in self.manifests.values()],
+            [self.summaries[digest].family != FROZEN for digest in self._order],
             max_rounds=max_rounds,
         )
         self.labels = self._decision.labels
         self._suffix_share = suffix_share(sessions.package)
+        self._base_passes = base_passes(sessions.package)
 
     def predict(self, images: NDArray[np.uint8]) -> list[Answer]:
         """Answer a batch: uint8 [n, h, w, 3].
@@ -202,17 +199,20 @@ class Serving:
             "bundles": [
                 {
                     "digest": digest,
-                    "family": manifest.family,
-                    "task": manifest.task,
-                    "labels": list(manifest.labels),
-                    "samples": manifest.samples,
+                    "family": summary.family,
+                    "task": summary.task,
+                    "labels": list(summary.labels),
+                    "samples": summary.samples,
                 }
-                for digest, manifest in self.manifests.items()
+                for digest, summary in self.summaries.items()
             ],
         }
 
-    def check(self) -> None:
-        """Run every adapter once on noise and look at what comes out.
+    def check(self, *, adapters: bool = True) -> None:
+        """Answer noise and look at what comes out.
+
+        Args:
+            adapters: Run every adapter once, too.
 
         Raises:
             InstallError: An output is not finite or says nothing; the message names the bundle.
@@ -220,19 +220,22 @@ class Serving:
         size = self._package.image_size
         rng = np.random.default_rng(_NOISE_SEED)
         noise = rng.integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-        with np.errstate(all="ignore"):
-            hidden = self._sessions.prefix(prepare(noise, self._package))
-            for digest, bundle in self.bundles.items():
-                family = None if bundle.manifest.family == FROZEN else bundle.manifest.family
-                features = self._sessions.suffix(hidden, bundle.tensors, family)
-                if not np.isfinite(features).all() or not np.abs(features).max(axis=1).all():
-                    raise InstallError(
-                        f"bundle {digest[:12]} gives features that are not finite or all zero; "
-                        "its adapter is unusable"
-                    )
+        if adapters:
+            with np.errstate(all="ignore"):
+                self._check_adapters(self._sessions.prefix(prepare(noise, self._package)))
         for answer in self.predict(noise):
             if not np.isfinite([answer.probability, answer.ood_score, answer.p_value]).all():
-                raise InstallError("the candidate generation gives answers that are not finite")
+                raise InstallError("the generation gives answers that are not finite")
+
+    def _check_adapters(self, hidden: NDArray[np.float32]) -> None:
+        for digest, bundle in self.bundles.items():
+            family = None if bundle.manifest.family == FROZEN else bundle.manifest.family
+            features = self._sessions.suffix(hidden, bundle.tensors, family)
+            if not np.isfinite(features).all() or not np.abs(features).max(axis=1).all():
+                raise InstallError(
+                    f"bundle {digest[:12]} gives features that are not finite or all zero; "
+                    "its adapter is unusable"
+                )
 
     def infer_prepared(self, prepared: NDArray[np.float32]) -> Inference:
         """Answer images that `exporter.preprocess.prepare` has made ready, all in one batch.
@@ -241,7 +244,7 @@ class Serving:
             prepared: float32 [n, 3, s, s].
         """
         hidden = self._sessions.prefix(prepared)
-        features = l2_normalise(self._sessions.suffix(hidden, None))
+        features = self._sessions.base_features(hidden)
         base = self.detector.mixture.evidence(features)
         # How foreign a sample is goes by what came: aligning must not hide that it is new.
         scores = self.detector.score(features, base)
@@ -263,15 +266,12 @@ class Serving:
 
         def look(group: int, rows: IntArray) -> FloatArray | None:
             adapter = self._adapters.get(self._order[group])
-            if adapter is None:
-                return None
-            adapted = self._sessions.suffix(hidden[rows], adapter.tensors, adapter.family)
-            return adapter.head.log_likelihoods(l2_normalise(adapted[:, : adapter.head.dim]))
+            return None if adapter is None else adapter.log_likelihoods(hidden[rows])
 
         return self._decision.route(base, look, settled=settled)
 
     def _answers(self, routed: Route, scores: FloatArray, p_values: FloatArray) -> list[Answer]:
-        passes = 1.0 + self._suffix_share * routed.adapter_passes
+        passes = self._base_passes + self._suffix_share * routed.adapter_passes
         return [
             Answer(
                 sample_id="",
@@ -287,6 +287,15 @@ class Serving:
             )
             for row, (label, group) in enumerate(zip(routed.label, routed.group, strict=True))
         ]
+
+
+def base_passes(package: EncoderPackage) -> float:
+    """What base features cost, in encoder passes: less than 1 where they are the prefix's alone.
+
+    Raises:
+        EncoderError: The package's weights cannot be read.
+    """
+    return 1.0 - suffix_share(package) if package.base_from_prefix else 1.0
 
 
 def suffix_share(package: EncoderPackage) -> float:

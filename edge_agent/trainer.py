@@ -125,7 +125,7 @@ def make_bundle(directory: Path) -> bytes:
     learned = trained[trusted]
     statistics = ClassStatistics.fit(base[learned], list(labels[learned]))
     tensors = _trained_tensors(
-        directory, job, package, hidden, learned, base=base, earlier=earlier, budget=budget
+        directory, job, sessions, hidden, learned, earlier=earlier, budget=budget
     )
     _check_parity(package, job.family, tensors, hidden[held[:_BATCH]].astype(np.float32))
     own = _own_features(sessions, hidden, np.concatenate([learned, held]), tensors, job.family)
@@ -193,11 +193,10 @@ def _guarded(directory: Path) -> int:
 def _trained_tensors(
     directory: Path,
     job: TrainingJob,
-    package: EncoderPackage,
+    sessions: EncoderSessions,
     hidden: Activations,
     learned: NDArray[np.int64],
     *,
-    base: Floats,
     earlier: Mapping[str, Floats],
     budget: MemoryBudget,
 ) -> dict[str, Floats]:
@@ -220,12 +219,13 @@ def _trained_tensors(
     labels = [job.labels[i] for i in learned]
     names, targets = np.unique(labels, return_inverse=True)
     fits = np.array(split_stopping([job.ids[i] for i in learned], labels))
+    package = sessions.package
     sites = package.manifest.sites
     fresh = initial_tensors(adapter_family(job.family), sites, job.rank, job.seed)
     usable = earlier if {k: v.shape for k, v in earlier.items()} == _shapes(fresh) else {}
     if earlier and not usable:
         log.warning("earlier adapters are of other shapes; training without them")
-    network = l2_normalise(base[learned, : package.network_dim])
+    network = _own_features(sessions, hidden, learned, {}, job.family)
     head = np.stack([network[targets == k].mean(axis=0) for k in range(len(names))])
     program = load_training_program(package, job.family)
     budget.check()
@@ -291,8 +291,8 @@ def _encoded(
         rows = slice(start, min(start + _BATCH, len(images)))
         activations = sessions.prefix(prepare(images[rows], package))
         hidden[rows] = activations
-        features.append(sessions.suffix(activations))
-    return hidden, l2_normalise(np.concatenate(features))
+        features.append(sessions.base_features(activations))
+    return hidden, np.concatenate(features)
 
 
 def _own_features(
@@ -302,7 +302,7 @@ def _own_features(
     tensors: Mapping[str, Floats],
     family: str,
 ) -> Floats:
-    """Normalised features of the network's own output with the adapter [rows, network_dim]."""
+    """The network's own output with the adapter, if any, l2-normalised [rows, network_dim]."""
     parts = []
     for start in range(0, len(rows), _BATCH):
         activations = hidden[rows[start : start + _BATCH]].astype(np.float32)

@@ -118,7 +118,7 @@ class AttachedAdapter:
                 None, {"hidden": np.ascontiguousarray(hidden[part])}, self._options
             )[0],
             len(hidden),
-            (self._package.feature_dim,),
+            (self._package.suffix_dim,),
             at_once=rows_at_once(self._package),
         )
 

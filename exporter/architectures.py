@@ -23,7 +23,7 @@ from exporter.mobilenet import (
     split_mobilenet,
     tapped_depths,
 )
-from exporter.package import EncoderPackage, Site
+from exporter.package import BaseFeatures, EncoderPackage, Site
 
 # A weight that every network of the architecture has and none of the others.
 _VIT_KEY = "patch_embed.proj.weight"
@@ -54,6 +54,7 @@ def build_mobilenet(
     mean: Sequence[float] = (0.5, 0.5, 0.5),
     std: Sequence[float] = (0.5, 0.5, 0.5),
     families: Sequence[str] | None = ("bottleneck",),
+    base_features: BaseFeatures = "whole",
     dtype: Literal["float16", "float32"] = "float32",
     progress: Progress = _silent,
 ) -> EncoderPackage:
@@ -73,6 +74,7 @@ def build_mobilenet(
         std: Standard deviation of each colour channel.
         families: The adapter families to capture the suffix for; None for all that attach to
             convolutions.
+        base_features: Whether base features are the whole encoder's or the prefix's alone.
         dtype: What the package stores weights in. The encoder is what they are after rounding.
         progress: Told each step as it begins.
 
@@ -82,7 +84,8 @@ def build_mobilenet(
     """
     net = mobilenet_from_state_dict(state, image_size)
     depths = tapped_depths(suffix_blocks)
-    prefix, suffix = split_mobilenet(net, suffix_blocks, depths)
+    alone = base_features == "prefix"
+    prefix, suffix = split_mobilenet(net, suffix_blocks, depths, prefix_alone=alone)
     blocks = residual_blocks(net, suffix_blocks)
     if not blocks:
         raise EncoderError(
@@ -90,6 +93,7 @@ def build_mobilenet(
             "an adapter; ask for more suffix blocks"
         )
     sites = {site: Site(channels, channel_axis=1) for site, channels in blocks.items()}
+    taps = tuple(net.block(depth).width for depth in depths)
     return build_encoder(
         prefix,
         suffix,
@@ -100,7 +104,8 @@ def build_mobilenet(
         name=name,
         out=out,
         families=attachable_families(sites) if families is None else families,
-        feature_parts=(net.dim, *(net.block(depth).width for depth in depths)),
+        feature_parts=taps if alone else (net.dim, *taps),
+        base_features=base_features,
         dtype=dtype,
         progress=progress,
     )
@@ -117,6 +122,7 @@ def build_known(
     mean: Sequence[float] = (0.5, 0.5, 0.5),
     std: Sequence[float] = (0.5, 0.5, 0.5),
     families: Sequence[str] | None = ("bottleneck",),
+    base_features: BaseFeatures = "whole",
     dtype: Literal["float16", "float32"] = "float32",
     progress: Progress = _silent,
 ) -> EncoderPackage:
@@ -132,6 +138,7 @@ def build_known(
         mean: Mean of each colour channel, of values in 0 to 1.
         std: Standard deviation of each colour channel.
         families: The adapter families to capture the suffix for; None for all that can attach.
+        base_features: Whether base features are the whole encoder's or the prefix's alone.
         dtype: What the package stores weights in.
         progress: Told each step as it begins.
 
@@ -149,6 +156,7 @@ def build_known(
             mean=mean,
             std=std,
             families=family_names() if families is None else families,
+            base_features=base_features,
             dtype=dtype,
             progress=progress,
         )
@@ -170,6 +178,7 @@ def build_known(
         mean=mean,
         std=std,
         families=families,
+        base_features=base_features,
         dtype=dtype,
         progress=progress,
     )

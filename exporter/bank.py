@@ -129,6 +129,6 @@ class BankSuffix:
                 },
             )[0],
             len(hidden),
-            (self._package.feature_dim,),
+            (self._package.suffix_dim,),
             at_once=rows_at_once(self._package),
         )

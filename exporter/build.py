@@ -31,6 +31,7 @@ from exporter.package import (
     PREFIX_KEY,
     SUFFIX_KEY,
     WEIGHTS,
+    BaseFeatures,
     EncoderPackage,
     FamilyEntry,
     PackageManifest,
@@ -74,12 +75,13 @@ def build_vit(
     mean: Sequence[float] = (0.5, 0.5, 0.5),
     std: Sequence[float] = (0.5, 0.5, 0.5),
     families: Sequence[str] = ("bottleneck",),
+    base_features: BaseFeatures = "whole",
     dtype: Literal["float16", "float32"] = "float32",
     progress: Progress = _silent,
 ) -> EncoderPackage:
     """Builds an encoder package from a Vision Transformer's weights under timm's names.
 
-    The last blocks are the suffix, where every family finds its sites. Features are the class
+    The last blocks are the suffix, where every family finds its sites. Base features are the class
     token and what the prefix's patch tokens are on average at `pooled_depths`.
 
     Args:
@@ -92,6 +94,8 @@ def build_vit(
         mean: Mean of each colour channel, of values in 0 to 1.
         std: Standard deviation of each colour channel.
         families: The adapter families to capture the suffix for.
+        base_features: Whether base features are the whole encoder's or the prefix's alone, which
+            costs an adapted sample no second run of the suffix.
         dtype: What the package stores weights in. The encoder is what they are after rounding.
         progress: Told each step as it begins.
 
@@ -99,8 +103,9 @@ def build_vit(
         EncoderError: The weights are not a Vision Transformer's, or the result is not usable.
     """
     vit = vit_from_state_dict(state, image_size=image_size, heads=heads)
-    depths = pooled_depths(vit.depth, suffix_blocks)
-    prefix, suffix = split_vit(vit, suffix_blocks, depths)
+    alone = base_features == "prefix"
+    depths = pooled_depths(vit.depth, suffix_blocks, prefix_alone=alone)
+    prefix, suffix = split_vit(vit, suffix_blocks, depths, prefix_alone=alone)
     return build_encoder(
         prefix,
         suffix,
@@ -112,6 +117,7 @@ def build_vit(
         out=out,
         families=families,
         feature_parts=(vit.dim,) * (1 + len(depths)),
+        base_features=base_features,
         dtype=dtype,
         progress=progress,
     )
@@ -129,6 +135,7 @@ def build_encoder(
     std: Sequence[float] = (0.5, 0.5, 0.5),
     families: Sequence[str] = ("bottleneck",),
     feature_parts: Sequence[int] | None = None,
+    base_features: BaseFeatures = "whole",
     dtype: Literal["float16", "float32"] = "float32",
     progress: Progress = _silent,
 ) -> EncoderPackage:
@@ -149,8 +156,10 @@ def build_encoder(
         std: Standard deviation of each colour channel.
         families: The adapter families to capture the suffix for; each must find a site of its
             kinds.
-        feature_parts: Widths of the parts the suffix's features are put together from, its own
-            output first; one part when absent.
+        feature_parts: Widths of the parts that base features are put together from; one part when
+            absent. They are the suffix's features, the network's own output first.
+        base_features: With `"prefix"` the parts are what the prefix's output ends with, and the
+            suffix gives the network's own output alone.
         dtype: What the package stores weights in. The encoder is what they are after rounding.
         progress: Told each step as it begins.
 
@@ -185,11 +194,19 @@ def build_encoder(
         _PROBE_IMAGES, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)
     )
     hidden, features = _probe(prefix, suffix, images, chosen)
-    if feature_parts is not None and sum(feature_parts) != features.shape[1]:
+    alone = base_features == "prefix"
+    if alone:
+        if not feature_parts or sum(feature_parts) > hidden[0].numel():
+            raise EncoderError(
+                f"base features of the prefix alone need the widths of their parts, within the "
+                f"{hidden[0].numel()} values of its output; feature_parts is {feature_parts}"
+            )
+    elif feature_parts is not None and sum(feature_parts) != features.shape[1]:
         raise EncoderError(
             f"feature parts {list(feature_parts)} do not add up to the {features.shape[1]} "
             "features that the suffix returns"
         )
+    parts = tuple(feature_parts or (features.shape[1],))
 
     progress("packing the weights")
     contents = {WEIGHTS: _weights(prefix, suffix, dtype)}
@@ -223,13 +240,14 @@ def build_encoder(
         std=colours[1],
         dtype=dtype,
         hidden_shape=tuple(hidden.shape[1:]),
-        feature_dim=features.shape[1],
-        feature_parts=tuple(feature_parts or (features.shape[1],)),
+        feature_dim=sum(parts),
+        feature_parts=parts,
         sites=dict(sorted(chosen.items())),
         families=entries,
         graphs={file: weight_names(proto) for file, proto in protos.items()},
         files=file_entries(contents),
         built_with={package: version(package) for package in ("torch", "onnx", "onnxscript")},
+        network_dim=features.shape[1] if alone else None,
     )
     progress("writing the package")
     write_directory(out, {**contents, MANIFEST: canonical(manifest)})

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from exporter.console import progress, training_extra
 from exporter.errors import EncoderError
-from exporter.package import EncoderPackage, PackageManifest, default_encoder_package
+from exporter.package import BaseFeatures, EncoderPackage, PackageManifest, default_encoder_package
 from exporter.quantise_cli import quantise_command
 from exporter.sessions import EncoderSessions
 
@@ -68,6 +68,13 @@ def encoder() -> None:
     show_default=True,
     help="Adapter families to build for, with commas, or all.",
 )
+@click.option(
+    "--base-features",
+    type=click.Choice(["whole", "prefix"]),
+    default="whole",
+    show_default=True,
+    help="What shift detection and routing see; prefix: the first blocks alone, which is faster.",
+)
 def build(  # noqa: PLR0917 - click passes one argument an option
     weights: Path,
     out: Path,
@@ -79,6 +86,7 @@ def build(  # noqa: PLR0917 - click passes one argument an option
     name: str | None,
     dtype: str,
     families: str,
+    base_features: BaseFeatures,
 ) -> None:
     """Build an encoder package from the weights of a Vision Transformer or a MobileNetV2.
 
@@ -105,6 +113,7 @@ def build(  # noqa: PLR0917 - click passes one argument an option
         name=name or about.get("name") or weights.stem,
         dtype="float16" if dtype == "float16" else "float32",
         families=None if families == "all" else families.split(","),
+        base_features=base_features,
         out=out,
         progress=progress(),
     )
@@ -226,7 +235,7 @@ def _describe(package: EncoderPackage) -> None:
         ("input", f"{manifest.image_size} x {manifest.image_size} RGB"),
         ("mean, std", f"{list(manifest.mean)}, {list(manifest.std)}"),
         ("hidden", " x ".join(str(axis) for axis in manifest.hidden_shape)),
-        ("features", str(manifest.feature_dim)),
+        ("features", _features(package)),
         ("weights", manifest.dtype),
         *_quantisation(manifest),
         ("families", ", ".join(package.families)),
@@ -239,6 +248,12 @@ def _describe(package: EncoderPackage) -> None:
     ]
     for key, value in rows:
         click.echo(f"{key:<10}  {value}")
+
+
+def _features(package: EncoderPackage) -> str:
+    if package.base_from_prefix:
+        return f"{package.feature_dim} of the prefix, {package.network_dim} of the network"
+    return str(package.feature_dim)
 
 
 def _quantisation(manifest: PackageManifest) -> list[tuple[str, str]]:

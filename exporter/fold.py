@@ -158,6 +158,6 @@ class FoldedSuffix:
         return in_batches(
             lambda part: self._session.run(None, {"hidden": np.ascontiguousarray(hidden[part])})[0],
             len(hidden),
-            (self._package.feature_dim,),
+            (self._package.suffix_dim,),
             at_once=rows_at_once(self._package),
         )

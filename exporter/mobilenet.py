@@ -172,12 +172,13 @@ class Suffix(nn.Module):
     """The encoder's last blocks: hidden [n, c * h * w + taps] to features [n, dim + taps].
 
     Layers keep the index they have in the whole encoder. With taps behind the maps, features are
-    the network's own and then each tap, every part at unit length; without, the network's own as
-    they are.
+    the network's own and then each tap, every part at unit length; without, or where base features
+    are the prefix's alone, the network's own as they are.
     """
 
-    def __init__(self, net: MobileNetV2, blocks: int, taps: Sequence[int]) -> None:
+    def __init__(self, net: MobileNetV2, blocks: int, taps: Sequence[int], *, alone: bool) -> None:
         super().__init__()
+        self.alone = alone
         first = DEPTH + 1 - blocks
         self.shape = net.map_shape(first - 1)
         self.taps = list(taps)
@@ -191,7 +192,7 @@ class Suffix(nn.Module):
         for layer in self.features.values():
             maps = layer(maps)
         output = maps.mean(dim=(2, 3))
-        if not taps:
+        if self.alone or not taps:
             return output
         return torch.cat([F.normalize(part, dim=1) for part in (output, *taps)], dim=1)
 
@@ -235,7 +236,11 @@ def residual_blocks(net: MobileNetV2, suffix_blocks: int) -> dict[str, int]:
 
 
 def split_mobilenet(
-    net: MobileNetV2, suffix_blocks: int, depths: Sequence[int] = ()
+    net: MobileNetV2,
+    suffix_blocks: int,
+    depths: Sequence[int] = (),
+    *,
+    prefix_alone: bool = False,
 ) -> tuple[Prefix, Suffix]:
     """Cuts an encoder in two; `suffix(prefix(images))` begins with what `net(images)` gives.
 
@@ -248,10 +253,12 @@ def split_mobilenet(
             after them is always its own.
         depths: After how many blocks the maps are pooled into further features; all within the
             prefix. Without any, `suffix(prefix(images))` equals `net(images)`.
+        prefix_alone: Base features are the taps alone, so the suffix hands on none of them.
 
     Returns:
         The prefix, images float32 [n, 3, s, s] to hidden [n, c * h * w + taps], and the suffix,
-        hidden to features [n, net.dim + taps], where taps are the channels of all `depths`.
+        hidden to features [n, net.dim + taps], where taps are the channels of all `depths`; or
+        to [n, net.dim] where the prefix stands alone.
 
     Raises:
         EncoderError: `suffix_blocks` is outside 1 to 16, or a depth outside the prefix.
@@ -265,7 +272,7 @@ def split_mobilenet(
     if outside := [depth for depth in depths if not 1 <= depth <= cut]:
         raise EncoderError(f"depth {outside[0]} is outside the prefix of {cut} blocks")
     taps = [net.block(depth).width for depth in depths]
-    return Prefix(net, cut, depths), Suffix(net, suffix_blocks, taps)
+    return Prefix(net, cut, depths), Suffix(net, suffix_blocks, taps, alone=prefix_alone)
 
 
 def mobilenet_from_state_dict(state: Mapping[str, Tensor], image_size: int) -> MobileNetV2:

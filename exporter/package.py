@@ -8,6 +8,7 @@ exporter read packages through here; nothing here imports torch or ONNX, and not
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -34,6 +35,7 @@ _MANIFEST_LIMIT_BYTES = 1 << 20
 
 Array = npt.NDArray[np.generic]
 
+BaseFeatures = Literal["prefix", "whole"]
 Kind = Literal["activation", "attention", "block", "key", "linear", "norm", "query", "value"]
 
 
@@ -117,10 +119,10 @@ class PackageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
         std: Standard deviation of each colour channel.
         dtype: How the weights are stored; they are computed with in float32.
         hidden_shape: Shape of the prefix's output for one sample.
-        feature_dim: Width of a feature vector.
-        feature_parts: Widths of what a feature vector is put together from, at unit length each:
-            the network's own output, then what was pooled at shallower depths. One part alone
-            is as the network gives it.
+        feature_dim: Width of a vector of base features.
+        feature_parts: Widths of what base features are put together from, at unit length each:
+            the network's own output unless `network_dim` says otherwise, then what was pooled at
+            shallower depths. One part alone is as the network gives it.
         sites: Where adapters attach, by module name.
         families: What the package holds for each adapter family.
         graphs: The stored weights each ONNX graph has to be given, by the graph's file.
@@ -129,6 +131,9 @@ class PackageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
         quantised: What it was made from, where it is a quantised encoder.
         rows_per_run: The most rows that a graph may be run on at once, where more would make a
             row's result depend on the others; None where they do not.
+        network_dim: Width of the network's own output where base features are the prefix's alone:
+            the prefix's output ends with them, and the suffix gives the network's output and
+            nothing else. None where base features are the suffix's output.
     """
 
     format: int
@@ -147,6 +152,7 @@ class PackageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     built_with: dict[str, str]
     quantised: Quantisation | None = None
     rows_per_run: int | None = None
+    network_dim: int | None = None
 
 
 class _Format(msgspec.Struct):
@@ -195,13 +201,25 @@ class EncoderPackage:
 
     @property
     def feature_dim(self) -> int:
-        """Width of a feature vector."""
+        """Width of a vector of base features."""
         return self.manifest.feature_dim
 
     @property
+    def base_from_prefix(self) -> bool:
+        """Whether base features are the prefix's, so that no suffix has to run for them."""
+        return self.manifest.network_dim is not None
+
+    @property
     def network_dim(self) -> int:
-        """Width of the network's own output, which a feature vector begins with."""
-        return self.manifest.feature_parts[0]
+        """Width of the network's own output, which what a suffix gives begins with."""
+        if self.manifest.network_dim is None:
+            return self.manifest.feature_parts[0]
+        return self.manifest.network_dim
+
+    @property
+    def suffix_dim(self) -> int:
+        """Width of what a suffix gives."""
+        return self.network_dim if self.base_from_prefix else self.feature_dim
 
     @property
     def hidden_shape(self) -> tuple[int, ...]:
@@ -384,5 +402,12 @@ def _check_manifest(manifest: PackageManifest, path: Path) -> None:
     parts = manifest.feature_parts
     if not parts or min(parts) < 1 or sum(parts) != manifest.feature_dim:
         raise EncoderError(f"{path}: feature_parts {list(parts)} are not {manifest.feature_dim}")
+    if manifest.network_dim is not None and (
+        manifest.network_dim < 1 or sum(parts) > math.prod(manifest.hidden_shape)
+    ):
+        raise EncoderError(
+            f"{path}: a prefix that gives {list(manifest.hidden_shape)} cannot end with "
+            f"{sum(parts)} base features"
+        )
     if not np.all(np.isfinite([*manifest.mean, *manifest.std])) or min(manifest.std) <= 0:
         raise EncoderError(f"{path} has a mean or a standard deviation that is not usable")

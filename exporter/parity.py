@@ -168,7 +168,7 @@ def _standalone(sessions: EncoderSessions, family: str, tensors: Tensors, hidden
     return in_batches(
         lambda part: session.run(None, {"hidden": np.ascontiguousarray(hidden[part])})[0],
         len(hidden),
-        (sessions.package.feature_dim,),
+        (sessions.package.suffix_dim,),
         at_once=rows_at_once(sessions.package),
     )
 

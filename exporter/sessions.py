@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import onnxruntime
 
 from exporter.errors import EncoderError
 from exporter.package import PREFIX_GRAPH, EncoderPackage
+from ood.statistics import l2_normalise
 
 Array = npt.NDArray[np.float32]
 
@@ -64,6 +66,28 @@ class EncoderSessions:
         shape = self.package.hidden_shape
         return _run(self._prefix, "images", images, {}, shape, at_once=self._rows)
 
+    def base_features(self, hidden: Array) -> Array:
+        """The base space's features: what the frozen encoder says of samples without an adapter.
+
+        Args:
+            hidden: float32 [n, *package.hidden_shape], from `prefix`.
+
+        Returns:
+            l2-normalised features, float32 [n, package.feature_dim].
+
+        Raises:
+            EncoderError: The input has another shape or type.
+        """
+        if not self.package.base_from_prefix:
+            return l2_normalise(self.suffix(hidden))
+        check_rows(hidden, self.package.hidden_shape, "hidden")
+        widths = self.package.manifest.feature_parts
+        rows = hidden.reshape(len(hidden), -1)[:, -sum(widths) :].astype(np.float64)
+        starts = [0, *accumulate(widths[:-1])]
+        norms = np.sqrt(np.add.reduceat(rows * rows, starts, axis=1))
+        norms[norms == 0] = 1.0
+        return l2_normalise(rows / np.repeat(norms, widths, axis=1))
+
     def suffix(
         self,
         hidden: Array,
@@ -78,7 +102,7 @@ class EncoderSessions:
             family: The adapter's family; the package's first when absent.
 
         Returns:
-            Features, float32 [n, package.feature_dim], not normalised.
+            Features, float32 [n, package.suffix_dim], not normalised; the network's own come first.
 
         Raises:
             EncoderError: The family, a tensor's name, shape or type is not this encoder's.
@@ -89,7 +113,7 @@ class EncoderSessions:
         if tensors:
             check_tensors(self.package, family, tensors)
             feeds = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        session, shape = self.suffix_session(family), (self.package.feature_dim,)
+        session, shape = self.suffix_session(family), (self.package.suffix_dim,)
         return _run(session, "hidden", hidden, feeds, shape, at_once=self._rows)
 
     def suffix_session(self, family: str) -> onnxruntime.InferenceSession:
@@ -135,7 +159,7 @@ class FedAdapter:
         """
         package = self._package
         check_rows(hidden, package.hidden_shape, "hidden")
-        shape, rows = (package.feature_dim,), rows_at_once(package)
+        shape, rows = (package.suffix_dim,), rows_at_once(package)
         return _run(self._session, "hidden", hidden, self._feeds, shape, at_once=rows)
 
 

@@ -49,11 +49,12 @@ class Calibration:
             OodError: scores are empty or not finite.
         """
         values = check_scores(scores)
-        at_least = len(self.scores) - np.searchsorted(self.scores, values, side="left")
-        above = len(self.scores) - np.searchsorted(self.scores, values, side="right")
-        draw = np.ones(len(values)) if rng is None else rng.random(len(values))
-        result: FloatArray = (above + draw * (at_least - above + 1)) / (len(self.scores) + 1)
-        return result
+        known = len(self.scores)
+        not_below: FloatArray = known + np.float64(1) - self.scores.searchsorted(values)
+        if rng is not None:
+            above = known - self.scores.searchsorted(values, side="right")
+            not_below = above + rng.random(len(values)) * (not_below - above)
+        return not_below / (known + 1)
 
 
 def score_quantiles(scores: npt.ArrayLike) -> list[float]:

@@ -95,8 +95,9 @@ class CombinedScore:
             np.float32
         )
         rows = check_features(reference, dim=head.dim)
-        self.depth_scale = spread(self._depths(rows))
-        self.view_scale = spread(self.views(rows))
+        self._depth_shares, self._view_shares = log_shares([1.0] * len(widths)), log_shares(WEIGHTS)
+        self.depth_scale = spread(self._depths((rows - self.centre).astype(np.float32)))
+        self.view_scale = spread(self._views(rows))
 
     def score(self, features: npt.ArrayLike) -> FloatArray:
         """Return how foreign each sample is, float64 [n]; about 0 for known ones.
@@ -104,7 +105,11 @@ class CombinedScore:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        return joined(self.views(features), self.view_scale, WEIGHTS)
+        return self.score_rows(check_features(features, dim=self._dim))
+
+    def score_rows(self, rows: FloatArray) -> FloatArray:
+        """Return the scores of features that were checked before, float64 [n]."""
+        return joined(self._views(rows), self.view_scale, self._view_shares)
 
     def views(self, features: npt.ArrayLike) -> FloatArray:
         """Return the scores that are joined, not yet standardised: float64 [n, 4], as `VIEWS`.
@@ -112,26 +117,28 @@ class CombinedScore:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        rows = check_features(features, dim=self._dim)
+        return self._views(check_features(features, dim=self._dim))
+
+    def _views(self, rows: FloatArray) -> FloatArray:
         centred = rows - self.centre
-        squares = np.einsum("nd,nd->n", centred, centred)
-        linear = centred.astype(np.float32) @ self.linear
+        rounded = centred.astype(np.float32)
+        linear = rounded @ self.linear
         components = len(self.biases)
         logits = linear[:, :components] + self.biases
         cosines = linear[:, components : 2 * components] + self.central
-        length = np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), 1e-12)
-        return np.stack(
-            [
-                joined(self._depths(rows), self.depth_scale),
-                -cosines.max(axis=1) / length,
-                self.boundary.from_logits(logits, np.sqrt(squares)),
-                self.vim.from_logits(logits, squares, linear[:, 2 * components :]),
-            ],
-            axis=1,
-        )
+        squares = np.vecdot(centred, centred)
+        views = np.empty((len(rows), len(VIEWS)))
+        views[:, 0] = joined(self._depths(rounded), self.depth_scale, self._depth_shares)
+        views[:, 1] = -cosines.max(axis=1) / np.maximum(np.sqrt(np.vecdot(rows, rows)), 1e-12)
+        views[:, 2] = self.boundary.from_logits(logits, np.sqrt(squares))
+        views[:, 3] = self.vim.from_logits(logits, squares, linear[:, 2 * components :])
+        return views
 
-    def _depths(self, rows: FloatArray) -> FloatArray:
-        return np.log(np.stack([part.nearest(rows) for part in self.parts], axis=1))
+    def _depths(self, centred: npt.NDArray[np.float32]) -> FloatArray:
+        nearest = np.empty((len(centred), len(self.parts)))
+        for place, part in enumerate(self.parts):
+            nearest[:, place] = part.nearest(centred)
+        return np.log(nearest)
 
 
 class PartDistances:
@@ -145,25 +152,27 @@ class PartDistances:
         offsets: float64 [k], the squared lengths of the whitened means.
     """
 
-    def __init__(self, means: FloatArray, covariance: FloatArray, columns: slice) -> None:
+    def __init__(
+        self, means: npt.NDArray[np.floating], covariance: FloatArray, columns: slice
+    ) -> None:
         factor = np.linalg.cholesky(covariance)
         self.columns = columns
-        self.centre = means.mean(axis=0)
+        self.centre: FloatArray = means.mean(axis=0, dtype=np.float64)
         whiten = np.linalg.solve(factor, np.eye(len(factor))).T
         white_means = (means - self.centre) @ whiten
         self.project = np.hstack([whiten, -2 * whiten @ white_means.T]).astype(np.float32)
         self.offsets = np.einsum("kd,kd->k", white_means, white_means)
 
-    def nearest(self, rows: FloatArray) -> FloatArray:
-        """Return the smallest squared distance of features [n, d], float64 [n], above 0."""
-        part = (rows[:, self.columns] - self.centre).astype(np.float32)
-        width, half = len(self.centre), len(self.centre) // 2
-        # What whitens is triangular: of the part, half of its columns need no more than the half.
-        first = part[:, :half] @ self.project[:half, :half]
-        rest = part @ self.project[:, half:]
-        second, crossed = rest[:, : width - half], rest[:, width - half :]
-        own = np.einsum("nd,nd->n", first, first) + np.einsum("nd,nd->n", second, second)
-        nearest = own.astype(np.float64) + (crossed + self.offsets).min(axis=1)
+    def nearest(self, centred: npt.NDArray[np.float32]) -> FloatArray:
+        """Return the smallest squared distance of samples, float64 [n], above 0.
+
+        Args:
+            centred: whole features less the mean of the components' means, float32 [n, d].
+        """
+        projected = centred[:, self.columns] @ self.project
+        width = len(self.centre)
+        white, crossed = projected[:, :width], projected[:, width:]
+        nearest = np.vecdot(white, white) + (crossed + self.offsets).min(axis=1)
         result: FloatArray = np.maximum(nearest, LEAST_DISTANCE)
         return result
 
@@ -185,16 +194,21 @@ def spread(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
     return scores.mean(axis=0), np.maximum(scores.std(axis=0), _LEAST_SPREAD)
 
 
+def log_shares(weights: Sequence[float]) -> FloatArray:
+    """Return what `joined` takes for scores that are listened to by these weights, float64 [c]."""
+    shares: FloatArray = np.log(np.array(weights) / sum(weights))
+    return shares
+
+
 def joined(
-    scores: FloatArray, scale: tuple[FloatArray, FloatArray], weights: Sequence[float] = ()
+    scores: FloatArray, scale: tuple[FloatArray, FloatArray], shares: FloatArray
 ) -> FloatArray:
     """Standardise scores and join them: log Σ w exp z − log Σ w, float64 [n].
 
     Args:
         scores: float64 [n, c].
         scale: mean and deviation of each, float64 [c].
-        weights: c of them; alike when empty.
+        shares: float64 [c], as `log_shares` gives them.
     """
     mean, deviation = scale
-    shares = np.array(weights or [1.0] * scores.shape[1])
-    return log_sum_exp((scores - mean) / deviation + np.log(shares / shares.sum()))
+    return log_sum_exp((scores - mean) / deviation + shares)

@@ -119,7 +119,7 @@ class Detector:
         test = ShiftTest(
             scores,
             false_alarm_every=false_alarm_every,
-            class_of=mixture.head.distances(features).argmin(axis=1),
+            class_of=mixture.evidence(features).nearest(),
             block=block,
             prior_changes=prior_changes,
         )
@@ -130,14 +130,17 @@ class Detector:
 
         Args:
             features: l2-normalised features [n, d].
-            seen: what the mixture says of them, where that was asked already; it saves looking
-                up a second time which components are near.
+            seen: what the mixture says of them, where that was asked already; it saves checking
+                them and looking up a second time which components are near.
 
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        if seen is not None and isinstance(self.scorer, NearbyScore):
-            return self.scorer.score(features, seen.near)
+        if seen is not None:
+            if isinstance(self.scorer, CombinedScore):
+                return self.scorer.score_rows(seen.rows)
+            if isinstance(self.scorer, NearbyScore) and seen.look is not None:
+                return self.scorer.score_seen(seen.rows, seen.look)
         return self.scorer.score(features)
 
     def nearest(self, features: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -146,8 +149,7 @@ class Detector:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        result: npt.NDArray[np.int64] = self.mixture.head.distances(features).argmin(axis=1)
-        return result
+        return self.mixture.evidence(features).nearest()
 
     def p_values(self, scores: npt.ArrayLike, rng: np.random.Generator | None = None) -> FloatArray:
         """Return each sample's conformal p-value, for reporting; see `Calibration.p_values`."""

@@ -30,9 +30,9 @@ class Discriminant:
     """
 
     def __init__(self, head: GaussianHead) -> None:
-        self.centre = head.means.mean(axis=0)
+        self.centre = head.centre
         gaps = head.means - self.centre
-        self.weights: FloatArray = np.linalg.solve(head.covariance, gaps.T).T
+        self.weights = np.linalg.solve(head.covariance, gaps.T).T.astype(np.float64, copy=False)
         self.biases: FloatArray = -0.5 * np.einsum("kd,kd->k", self.weights, gaps)
 
     def logits(self, features: npt.ArrayLike) -> FloatArray:
@@ -41,8 +41,11 @@ class Discriminant:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        rows = check_features(features, dim=len(self.centre)) - self.centre
-        result: FloatArray = rows @ self.weights.T + self.biases
+        return self.of_rows(check_features(features, dim=len(self.centre)))
+
+    def of_rows(self, rows: FloatArray) -> FloatArray:
+        """Return the logits of features that were checked before, float64 [n, k]."""
+        result: FloatArray = (rows - self.centre) @ self.weights.T + self.biases
         return result
 
 
@@ -113,22 +116,11 @@ class BoundaryScore:
             away: float64 [n], how far each is from the mean of the means.
         """
         best = logits.argmax(axis=1)
-        lead = logits[np.arange(len(logits)), best][:, None] - logits
+        lead = logits.max(axis=1, keepdims=True) - logits
         others = max(logits.shape[1] - 1, 1)
-        total = np.einsum("nk,nk->n", lead, self.reciprocal[best])
+        total = np.vecdot(lead, self.reciprocal[best])
         result: FloatArray = -total / (others * np.maximum(away, 1e-12))
         return result
-
-
-def reciprocals(weights: npt.NDArray[np.floating], best: int) -> FloatArray:
-    """Return one over the distance of each component's weights to one component's, float64 [k].
-
-    Args:
-        weights: [k, d].
-        best: the index of that component; its own, and those of the same weights, are 0.
-    """
-    gaps = np.square(weights - weights[best]).sum(axis=1)
-    return _reciprocal(gaps, np.square(weights[best]).sum(keepdims=True))
 
 
 def _reciprocal(gaps: npt.NDArray[np.floating], squares: npt.NDArray[np.floating]) -> FloatArray:

@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from ood.logits import Discriminant
 from ood.pooled import Pooled
 from ood.shortlist import CANDIDATES, Shortlist
 from ood.statistics import ClassStatistics, GaussianHead, shrunk_covariance
-from ood.validation import FloatArray
+from ood.validation import FloatArray, check_features
 
 # T²/d of two means of one Gaussian is 1 on average, once the covariance's own error is allowed for.
 # Measured on PACS at 3, 10, 30 and all samples a class: halves of one class at random 1.0 in the
 # median and 2.5 at most; two domains 2.1 to 25 in the median, above 2 nearly always from 10 on.
 SAME_LOOK = 2.0
 # With up to so many components a shortlist would cost more than it saves.
-_LOOK_AT_ALL = 2 * CANDIDATES
+LOOK_AT_ALL: Final = 2 * CANDIDATES
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +91,9 @@ class Mixture:
         label = np.zeros(kept, np.int64)
         label[component] = owner
         prior = totals / np.bincount(label, weights=totals)[label]
-        head = GaussianHead(
-            [(index, labels[k]) for index, k in enumerate(label)], merged_means, covariance
-        )
+        # Of many components the means are most of what is held, and they travel as float32 anyway.
+        held = merged_means if kept <= LOOK_AT_ALL else merged_means.astype(np.float32)
+        head = GaussianHead([(index, labels[k]) for index, k in enumerate(label)], held, covariance)
         head.shrinkage = shrinkage
         return cls(head, labels, label, np.log(prior), entries, component, share)
 
@@ -106,67 +108,84 @@ class Mixture:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        return BaseEvidence(self, self.head.white(features))
+        return BaseEvidence(self, check_features(features, dim=self.head.dim))
 
     @cached_property
     def shortlist(self) -> Shortlist | None:
         """Names the components near a sample; None where there are few enough to look at all."""
-        if len(self.label) <= _LOOK_AT_ALL:
-            return None
-        return Shortlist(self.head.white_means)
+        return Shortlist(self.head) if len(self.label) > LOOK_AT_ALL else None
+
+    @cached_property
+    def discriminant(self) -> Discriminant:
+        """Compares all components, where there are few enough for that."""
+        return Discriminant(self.head)
 
 
 class BaseEvidence:
     """What a mixture says of a batch: exact, but of many components only those near each sample.
 
+    Components share a covariance, so that all that tells them apart is linear in the sample: their
+    log-likelihoods are compared by logits, without the sample's own distance.
+
     Args:
         mixture: The mixture.
-        white: The samples in the head's whitened coordinates, float64 [n, d].
+        rows: The samples, checked, float64 [n, d].
 
     Attributes:
-        near: The components looked at for each sample, int64 [n, m].
+        rows: The samples.
+        look: What the mixture's shortlist saw of them; None where all components are looked at.
     """
 
-    def __init__(self, mixture: Mixture, white: FloatArray) -> None:
+    def __init__(self, mixture: Mixture, rows: FloatArray) -> None:
         self._mixture = mixture
-        self._white = white
+        self.rows = rows
         shortlist = mixture.shortlist
-        if shortlist is None:
-            self.near = np.tile(np.arange(len(mixture.label)), (len(white), 1))
-            self._distances = mixture.head.white_distances(white)
-        else:
-            self.near = shortlist.near(white)
-            self._distances = np.vstack(
-                [
-                    mixture.head.white_distances(row[None], near)
-                    for row, near in zip(white, self.near, strict=True)
-                ]
-            )
+        self.look = None if shortlist is None else shortlist.look(rows)
+        self._logits = mixture.discriminant.of_rows(rows) if self.look is None else self.look.logits
 
     def nearest(self) -> npt.NDArray[np.int64]:
         """The component each sample is nearest to, int64 [n]."""
-        place = self._distances.argmin(axis=1)
-        result: npt.NDArray[np.int64] = self.near[np.arange(len(place)), place]
+        place: npt.NDArray[np.int64] = self._logits.argmax(axis=1)
+        if self.look is None:
+            return place
+        result: npt.NDArray[np.int64] = self.look.near[np.arange(len(place)), place]
         return result
 
-    def posterior(self) -> FloatArray:
-        """P(entry | feature), float64 [n, entries]; rows sum to one."""
-        logs = self._logs(self._distances, self.near)
+    def posterior(self, entries: npt.NDArray[np.int64] | None = None) -> FloatArray:
+        """P(entry | feature), float64 [n, entries]; over all entries rows sum to one.
+
+        Args:
+            entries: The entries wanted; all of them when None.
+        """
+        mixture = self._mixture
+        prior, component, share = mixture.log_prior, mixture.component, mixture.share
+        if entries is not None:
+            component, share = component[entries], share[entries]
+        logs = self._logits + (prior if self.look is None else prior[self.look.near])
         weights = np.exp(logs - logs.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
-        every = np.zeros((len(weights), len(self._mixture.label)))
-        np.put_along_axis(every, self.near, weights, axis=1)
-        result: FloatArray = every[:, self._mixture.component] * self._mixture.share
+        if self.look is not None:
+            listed = weights
+            weights = np.zeros((len(listed), len(mixture.label)))
+            weights[np.arange(len(listed))[:, None], self.look.near] = listed
+        result: FloatArray = weights[:, component] * share
         return result
 
     def of(self, rows: npt.NDArray[np.int64], components: npt.NDArray[np.int64]) -> FloatArray:
-        """The samples' log p(feature, component | label), float64 [rows, components]."""
-        distances = self._mixture.head.white_distances(self._white[rows], components)
-        return self._logs(distances, components)
+        """The samples' log p(feature, component | label), up to a number of each sample's own.
 
-    def _logs(self, distances: FloatArray, components: npt.NDArray[np.int64]) -> FloatArray:
-        result: FloatArray = self._mixture.head.log_densities(distances)
-        return result + self._mixture.log_prior[components]
+        Returns:
+            float64 [rows, components].
+        """
+        shortlist = self._mixture.shortlist
+        if self.look is None or shortlist is None:
+            logits = self._logits[rows][:, components]
+        else:
+            logits = np.stack(
+                [shortlist.logits(self.look.centred[row], components) for row in rows]
+            )
+        result: FloatArray = logits + self._mixture.log_prior[components]
+        return result
 
 
 def _unseen_distance(

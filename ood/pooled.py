@@ -6,13 +6,18 @@ what heads are computed from is only their sum, and a mean and a count for every
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ood.errors import OodError
 from ood.statistics import ClassStatistics
-from ood.validation import FloatArray
+from ood.validation import FloatArray, check_features
+
+_ARRAYS: Final = {"counts", "entries", "means", "scatter"}
 
 
 class Pooled:
@@ -34,6 +39,7 @@ class Pooled:
 
     def __init__(self, groups: Iterable[ClassStatistics] = ()) -> None:
         self.entries: list[tuple[int, str]] = []
+        self._groups = 0
         self.scatter: FloatArray = np.zeros((0, 0))
         self._means: list[FloatArray] = []
         self._counts: list[FloatArray] = []
@@ -51,11 +57,46 @@ class Pooled:
         elif group.dim != len(self.scatter):
             dims = sorted({group.dim, len(self.scatter)})
             raise OodError(f"the groups are of different dimensions: {dims}")
-        index = len(self._means)
-        self.entries += [(index, label) for label in group.labels]
+        self.entries += [(self._groups, label) for label in group.labels]
+        self._groups += 1
         self._means.append(group.means)
         self._counts.append(group.counts.astype(np.float64))
         self.scatter += group.scatter
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Pooled:
+        """Take back what `to_arrays` gave.
+
+        Raises:
+            OodError: The arrays are others, or contradict each other.
+        """
+        if set(arrays) != _ARRAYS:
+            raise OodError(f"pooled statistics have the arrays {sorted(_ARRAYS)}")
+        pooled = cls()
+        try:
+            found = json.loads(bytes(arrays["entries"]))
+            entries = [(int(group), str(label)) for group, label in found]
+        except (ValueError, TypeError) as error:
+            raise OodError(f"the entries of pooled statistics are unreadable: {error}") from error
+        if not entries:
+            return pooled
+        means = check_features(arrays["means"])
+        counts, scatter = (np.array(arrays[name], np.float64) for name in ("counts", "scatter"))
+        square = (means.shape[1], means.shape[1])
+        if len(means) != len(entries) or counts.shape != (len(entries),) or scatter.shape != square:
+            raise OodError("the arrays of pooled statistics are of different sizes")
+        if not (np.isfinite(scatter).all() and np.isfinite(counts).all()):
+            raise OodError("pooled statistics are not finite")
+        pooled.entries, pooled.scatter = entries, scatter
+        pooled._groups = entries[-1][0] + 1
+        pooled._means, pooled._counts = [means], [counts]
+        return pooled
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything it holds, as arrays by name; nothing is rounded."""
+        entries = np.frombuffer(json.dumps(self.entries).encode(), np.uint8)
+        means = self.means if self.entries else np.zeros((0, 0))
+        return {"counts": self.counts, "entries": entries, "means": means, "scatter": self.scatter}
 
     @property
     def means(self) -> FloatArray:

@@ -1,20 +1,25 @@
 """Which few of very many components are near a sample, found without looking at all of each.
 
-A device may know thousands of classes, and exact distances to all of them cost more than the
-encoder. In whitened space differences between class means lie in few directions; within these the
-distance to every mean is cheap, and what is left out is the same for all but a component's own
-length there. Called by the mixture head and the default score; trains nothing, keeps no state.
+A device may know thousands of classes, and looking at all of each costs more than the encoder. In
+whitened space differences between class means lie in few directions; within these the logit of
+every component is cheap, and what is left out is small but for those far away. The few with the
+largest are then looked at exactly. Called by the mixture head and the default score; trains
+nothing, keeps no state.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from ood.logits import Discriminant
+from ood.statistics import GaussianHead, whitening
 from ood.validation import FloatArray
 
+Floats = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 # Of 1,500 clusters of real features (benchmarks/many_classes.py) these hold the nearest always and
@@ -23,50 +28,93 @@ DIRECTIONS: Final = 192
 CANDIDATES: Final = 128
 
 
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a shortlist saw of a batch.
+
+    Attributes:
+        centred: float32 [n, d], the samples less the head's centre.
+        inside: float32 [n, directions], the samples along the leading directions.
+        near: int64 [n, m], the components near each sample, in ascending order.
+        logits: float64 [n, m], their logits as `Discriminant` defines them.
+    """
+
+    centred: Floats
+    inside: Floats
+    near: IntArray
+    logits: FloatArray
+
+
 class Shortlist:
     """The nearest of many Gaussian components that share one covariance.
 
     Args:
-        white_means: the components' means in whitened coordinates, float64 [k, d].
+        head: the components.
         candidates: how many to name.
         directions: how many leading directions of the means to look along.
 
+    Attributes:
+        weights: float32 [k, d], of the discriminant; a row for each component.
+        biases: float64 [k], of the discriminant.
+        means: float32 [directions, k], the whitened means along the leading directions, the most
+            telling first; their products with `Look.inside` are logits less biases, up
+            to what is left out.
+
     Example:
+        >>> from ood.statistics import GaussianHead
         >>> means = np.diag(np.arange(1.0, 6.0))
-        >>> Shortlist(means, candidates=2, directions=5).near(means[[4]]).tolist()
+        >>> head = GaussianHead([(0, name) for name in "abcde"], means, np.eye(5))
+        >>> Shortlist(head, candidates=2, directions=5).look(means[[4]]).near.tolist()
         [[0, 4]]
     """
 
     def __init__(
         self,
-        white_means: FloatArray,
+        head: GaussianHead,
         *,
         candidates: int = CANDIDATES,
         directions: int = DIRECTIONS,
     ) -> None:
-        self._candidates = min(candidates, len(white_means))
-        centre = white_means.mean(axis=0)
-        means = white_means - centre
-        _, _, axes = np.linalg.svd(means, full_matrices=False)
-        self._axes = np.ascontiguousarray(axes[:directions].T, dtype=np.float32)
-        self._centre = centre.astype(np.float32)
-        inside = means @ axes[:directions].T
-        self._project = np.ascontiguousarray(-2.0 * inside.T, dtype=np.float32)
-        self._offsets = np.einsum("kd,kd->k", means, means).astype(np.float32)
+        classifier = Discriminant(head)
+        self._candidates = min(candidates, len(classifier.weights))
+        self._centre = head.centre
+        self.weights: Floats = np.ascontiguousarray(classifier.weights, dtype=np.float32)
+        self.biases = classifier.biases
+        whiten = whitening(head.covariance)
+        white_means = (head.means - head.centre) @ whiten
+        _, axes = np.linalg.eigh(white_means.T @ white_means)
+        leading = axes[:, ::-1][:, :directions]
+        self._axes = (whiten @ leading).astype(np.float32)
+        self.means: Floats = np.ascontiguousarray((white_means @ leading).T, dtype=np.float32)
+        self._rough_biases = self.biases.astype(np.float32)
 
-    def near(self, white: npt.NDArray[np.floating]) -> IntArray:
-        """Return the components near each sample.
+    def look(self, rows: FloatArray) -> Look:
+        """Find the components near each sample; the result for a row depends on that row only.
 
         Args:
-            white: samples in the same whitened coordinates, [n, d].
-
-        Returns:
-            Indices in ascending order, int64 [n, candidates].
+            rows: checked features, float64 [n, d].
         """
-        rows = (white.astype(np.float32, copy=False) - self._centre) @ self._axes
-        distances = rows @ self._project + self._offsets
-        if self._candidates == distances.shape[1]:
-            return np.broadcast_to(np.arange(self._candidates), distances.shape)
-        near = np.argpartition(distances, self._candidates - 1, axis=1)[:, : self._candidates]
-        near.sort(axis=1)
-        return near
+        centred = (rows - self._centre).astype(np.float32)
+        count, skipped = len(rows), len(self.biases) - self._candidates
+        inside = np.empty((count, len(self.means)), np.float32)
+        near = np.empty((count, self._candidates), np.int64)
+        logits = np.empty((count, self._candidates))
+        # One row at a time: products with a batch differ in the last bits from those with a row.
+        for row, sample in enumerate(centred):
+            inside[row] = along = sample @ self._axes
+            rough = along @ self.means + self._rough_biases
+            which = np.argpartition(rough, skipped)[skipped:]
+            which.sort()
+            near[row] = which
+            logits[row] = self.weights.take(which, axis=0) @ sample + self.biases[which]
+        return Look(centred, inside, near, logits)
+
+    def logits(self, sample: Floats, components: IntArray) -> FloatArray:
+        """Return the logits of any components for one sample of a look.
+
+        Args:
+            sample: a row of `Look.centred`, float32 [d].
+            components: int64 [m].
+        """
+        result: FloatArray = self.weights[components] @ sample + self.biases[components]
+        return result

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -220,6 +221,12 @@ def shrunk_covariance(scatter: FloatArray, *, freedom: int) -> tuple[FloatArray,
     return (1 - weight) * sample + weight * scale * identity, weight
 
 
+def whitening(covariance: FloatArray) -> FloatArray:
+    """Return W with WᵀΣW = I, upper triangular float64 [d, d], for features as rows."""
+    factor = np.linalg.cholesky(covariance)
+    return np.ascontiguousarray(np.linalg.solve(factor, np.eye(len(factor))).T)
+
+
 def common_dim(groups: Sequence[ClassStatistics]) -> int:
     """Return the dimension that all groups share.
 
@@ -237,15 +244,16 @@ def common_dim(groups: Sequence[ClassStatistics]) -> int:
 class GaussianHead:
     """Linear discriminant over all installed groups: one Gaussian for each (group, label).
 
-    All components share one covariance, pooled over every group and shrunk. Precomputed so that a
-    batch costs one matrix product. Independent of the order in which groups were installed as long
-    as the caller presents them in one canonical order.
+    All components share one covariance, pooled over every group and shrunk. What densities need is
+    computed when they are first asked for; whoever only compares components needs less
+    (`ood.logits.Discriminant`). Independent of the order in which groups were installed as long as
+    the caller presents them in one canonical order.
 
     Attributes:
         components: (group index, label) of each column of `distances`.
-        means: float64 [k, d], the mean of each component.
+        means: [k, d], the mean of each component, in the precision they were given in.
+        centre: float64 [d], the mean of the means.
         covariance: float64 [d, d], what they share.
-        white_means: float64 [k, d], the means in the coordinates of `white`.
         labels: the distinct labels, sorted; the columns of `label_probabilities`.
         shrinkage: the weight of the isotropic target in the covariance, 0..1.
 
@@ -257,7 +265,10 @@ class GaussianHead:
     """
 
     def __init__(
-        self, components: Sequence[tuple[int, str]], means: FloatArray, covariance: FloatArray
+        self,
+        components: Sequence[tuple[int, str]],
+        means: npt.NDArray[np.floating],
+        covariance: FloatArray,
     ) -> None:
         self.components: tuple[tuple[int, str], ...] = tuple(components)
         self.labels: tuple[str, ...] = tuple(sorted({label for _, label in self.components}))
@@ -270,12 +281,7 @@ class GaussianHead:
             factor = np.linalg.cholesky(covariance)
         except np.linalg.LinAlgError as error:
             raise OodError("the pooled covariance is not positive definite") from error
-        # |L⁻¹(f − μ)|² = |W(f − c)|² − 2 W(f − c)·W(μ − c) + |W(μ − c)|²; centring on c, the mean
-        # of the components, keeps the three terms of a size, so that little is lost in the sum.
-        self._centre = means.mean(axis=0)
-        self._whiten = np.ascontiguousarray(np.linalg.solve(factor, np.eye(len(factor))).T)
-        self.white_means = (means - self._centre) @ self._whiten
-        self._offsets = np.einsum("kd,kd->k", self.white_means, self.white_means)
+        self.centre: FloatArray = means.mean(axis=0, dtype=np.float64)
         log_determinant = 2.0 * float(np.log(np.diagonal(factor)).sum())
         self._log_normaliser = -0.5 * (log_determinant + len(factor) * np.log(2 * np.pi))
 
@@ -300,7 +306,25 @@ class GaussianHead:
     @property
     def dim(self) -> int:
         """The dimension of the features."""
-        return len(self._centre)
+        return len(self.centre)
+
+    @cached_property
+    def whiten(self) -> FloatArray:
+        """What brings features less the centre into the coordinates of `white`, float64 [d, d]."""
+        return whitening(self.covariance)
+
+    @cached_property
+    def white_means(self) -> FloatArray:
+        """The means in the coordinates of `white`, float64 [k, d]."""
+        # |L⁻¹(f − μ)|² = |W(f − c)|² − 2 W(f − c)·W(μ − c) + |W(μ − c)|²; centring on c, the mean
+        # of the components, keeps the three terms of a size, so that little is lost in the sum.
+        result: FloatArray = (self.means - self.centre) @ self.whiten
+        return result
+
+    @cached_property
+    def _offsets(self) -> FloatArray:
+        result: FloatArray = np.einsum("kd,kd->k", self.white_means, self.white_means)
+        return result
 
     def distances(self, features: npt.ArrayLike) -> FloatArray:
         """Return squared Mahalanobis distances to every component.
@@ -314,7 +338,12 @@ class GaussianHead:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        return self.white_distances(self.white(features))
+        white = self.white(features)
+        squared = np.einsum("nd,nd->n", white, white)[:, None]
+        result: FloatArray = np.maximum(
+            squared - 2 * (white @ self.white_means.T) + self._offsets, 0.0
+        )
+        return result
 
     def white(self, features: npt.ArrayLike) -> FloatArray:
         """Return features in coordinates in which every component is a unit Gaussian.
@@ -328,26 +357,7 @@ class GaussianHead:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        result: FloatArray = (check_features(features, dim=self.dim) - self._centre) @ self._whiten
-        return result
-
-    def white_distances(
-        self, white: FloatArray, components: npt.NDArray[np.int64] | None = None
-    ) -> FloatArray:
-        """Return squared distances of samples that `white` has transformed.
-
-        Args:
-            white: float64 [n, d].
-            components: indices of the components wanted, int64 [m]; all of them when None.
-
-        Returns:
-            float64 [n, m], ≥ 0.
-        """
-        means, offsets = self.white_means, self._offsets
-        if components is not None:
-            means, offsets = means[components], offsets[components]
-        squared = np.einsum("nd,nd->n", white, white)
-        result: FloatArray = np.maximum(squared[:, None] - 2 * (white @ means.T) + offsets, 0.0)
+        result: FloatArray = (check_features(features, dim=self.dim) - self.centre) @ self.whiten
         return result
 
     def log_densities(self, distances: FloatArray) -> FloatArray:

@@ -30,7 +30,7 @@ class VimScore:
 
     def __init__(self, head: GaussianHead) -> None:
         self.classifier = Discriminant(head)
-        gaps = head.means - self.classifier.centre
+        gaps = head.means - head.centre
         # The law of total covariance, all components alike.
         values, vectors = np.linalg.eigh(_unshrunk(head) + gaps.T @ gaps / len(gaps))
         left = head.dim - principal_size(head.dim)
@@ -65,7 +65,7 @@ class VimScore:
             squares: float64 [n], how far each is from the mean of the means, squared.
             projected: [n, p], each less that mean, on the principal directions.
         """
-        within = np.einsum("np,np->n", projected, projected)
+        within = np.vecdot(projected, projected)
         residual = np.sqrt(np.maximum(squares - within, 0.0))
         result: FloatArray = self.alpha * residual - log_sum_exp(logits)
         return result

@@ -154,7 +154,7 @@ def _trained(
     from edge_agent.objectives import CosineHead  # noqa: PLC0415
 
     classes, targets = np.unique(labels, return_inverse=True)
-    base = engine.features(hidden)
+    base = engine.adapted(hidden)
     head = np.stack([base[targets == k].mean(axis=0) for k in range(len(classes))])
     objective = CosineHead(head.astype(np.float32))
     return engine.train(hidden, targets.astype(np.int64), engine.fresh(seed), objective)
@@ -168,7 +168,7 @@ def _accuracy(
     test: NDArray[np.bool_],
 ) -> float:
     """Share of the test part that a Gaussian head on the adapted features gets right."""
-    features = engine.features(hidden, tensors or None)
+    features = engine.adapted(hidden, tensors or None)
     # Widths that sort as the numbers do, so that the head's order is the classes'.
     names = np.array([f"{label:08d}" for label in labels])
     head = GaussianHead.from_statistics([ClassStatistics.fit(features[~test], tuple(names[~test]))])
@@ -196,11 +196,11 @@ def _truncated(
 
 def _latency_ms(engine: Engine, tensors: Mapping[str, Floats], one: Floats) -> float:
     """Median milliseconds of one sample's suffix."""
-    engine.features(one, tensors or None)
+    engine.adapted(one, tensors or None)
     taken = []
     for _ in range(_TIMED):
         begun = time.perf_counter()
-        engine.features(one, tensors or None)
+        engine.adapted(one, tensors or None)
         taken.append(time.perf_counter() - begun)
     return 1000 * float(np.median(taken))
 

@@ -18,7 +18,7 @@ import exporter
 from edge_agent.bench.streams import StreamSettings
 from edge_agent.errors import BenchmarkError
 from exporter.errors import EncoderError
-from exporter.package import EncoderPackage
+from exporter.package import BaseFeatures, EncoderPackage
 
 WEIGHTS: Final = Path("encoders") / "vit_tiny_patch16_224.safetensors"
 IMAGE_SIZE: Final = 96
@@ -125,11 +125,23 @@ def set_file(suite: Suite, data: Path) -> Path:
 
 
 def suite_encoder(
-    data: Path, cache: Path, *, progress: Callable[[str], None] = lambda _: None
+    data: Path,
+    cache: Path,
+    *,
+    image_size: int = IMAGE_SIZE,
+    base_features: BaseFeatures = "whole",
+    progress: Callable[[str], None] = lambda _: None,
 ) -> EncoderPackage:
     """The suite's encoder: ViT-Tiny at 96 px, the last 4 blocks for adapters; built once.
 
     It is built anew when the weights or the exporter's code have changed.
+
+    Args:
+        data: The directory with the weights.
+        cache: Where it is kept.
+        image_size: Side of the input, for measurements of other sizes.
+        base_features: Whether base features are the whole encoder's or the prefix's alone.
+        progress: Told each step as it begins.
 
     Raises:
         BenchmarkError: The weights are missing.
@@ -141,7 +153,8 @@ def suite_encoder(
             f"{weights} is missing; give the encoder with --encoder DIR, or the directory that has "
             f"{WEIGHTS} with --data (benchmarks/README.md says where it comes from)"
         )
-    folder = cache / "encoders" / f"vit-tiny-{IMAGE_SIZE}px-{_built_from(weights)}"
+    name = f"vit-tiny-{image_size}px" + ("-prefix" if base_features == "prefix" else "")
+    folder = cache / "encoders" / f"{name}-{_built_from(weights)}"
     if folder.exists():
         try:
             return EncoderPackage.load(folder)
@@ -155,9 +168,10 @@ def suite_encoder(
     folder.parent.mkdir(parents=True, exist_ok=True)
     return build_vit(
         load_file(weights),
-        image_size=IMAGE_SIZE,
+        image_size=image_size,
         suffix_blocks=SUFFIX_BLOCKS,
-        name=f"vit-tiny-{IMAGE_SIZE}px",
+        name=name,
+        base_features=base_features,
         out=folder,
         progress=progress,
     )

@@ -24,7 +24,7 @@ from edge_agent.trials import Answers, earns_its_place
 from ood.calibration import score_quantiles
 from ood.scores import MahalanobisScore
 from ood.signature import signature
-from ood.statistics import ClassStatistics, l2_normalise
+from ood.statistics import ClassStatistics
 
 CODEC: Final[Codec] = "int8"
 _HELD_OUT: Final = 0.2
@@ -53,10 +53,10 @@ class DriftkeelPredictor:
         """Decide by statistics, and by the adapters the router asks."""
 
         def own_features(group: int, rows: NDArray[np.int64]) -> Floats:
-            return _own(self.engine, hidden[rows], self.adapters[group])
+            return self.engine.network(hidden[rows], self.adapters[group])
 
         routed = self.decision.route(self.engine.features(hidden), own_features)
-        passes = 1.0 + self.engine.suffix_share * routed.adapter_passes
+        passes = self.engine.base_passes + self.engine.suffix_share * routed.adapter_passes
         return Prediction(routed.probabilities, passes.astype(np.float64))
 
 
@@ -75,7 +75,7 @@ class Driftkeel:
         statistics = ClassStatistics.fit(base, list(labels))
         own = statistics
         if tensors:
-            own = ClassStatistics.fit(_own(engine, hidden, tensors), list(labels))
+            own = ClassStatistics.fit(engine.network(hidden, tensors), list(labels))
         manifest = Manifest(
             encoder=engine.package.digest,
             family=engine.family if tensors else FROZEN,
@@ -122,7 +122,7 @@ class Driftkeel:
         from edge_agent.objectives import CosineHead  # noqa: PLC0415
 
         names, targets = np.unique(labels[~held], return_inverse=True)
-        network = engine.network(base[~held])
+        network = engine.network(hidden[~held])
         rows = np.stack([network[targets == k].mean(axis=0) for k in range(len(names))])
         tensors = engine.train(
             hidden[~held],
@@ -131,7 +131,7 @@ class Driftkeel:
             CosineHead(rows.astype(np.float32)),
         )
         known = ClassStatistics.fit(base[~held], list(labels[~held]))
-        own = ClassStatistics.fit(_own(engine, hidden[~held], tensors), list(labels[~held]))
+        own = ClassStatistics.fit(engine.network(hidden[~held], tensors), list(labels[~held]))
         answers = Answers(
             truth=list(labels[held]),
             current=_answers(engine, known, None, {}, hidden[held]),
@@ -154,10 +154,6 @@ def _answers(
     predictor = DriftkeelPredictor(engine, _decision([base], [own]), (tensors,))
     answers = predictor.predict(hidden.astype(np.float32))
     return [predictor.labels[k] for k in answers.probabilities.argmax(axis=1)]
-
-
-def _own(engine: Engine, hidden: NDArray[np.floating[Any]], tensors: dict[str, Floats]) -> Floats:
-    return l2_normalise(engine.features(hidden, tensors)[:, : engine.package.network_dim])
 
 
 def _held_out(labels: Names, seed: int) -> NDArray[np.bool_]:

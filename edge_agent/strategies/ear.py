@@ -103,7 +103,8 @@ class Ear:
             raise StrategyError("ear trains adapters; give the engine a recipe")
         groups = () if memory is None else memory.groups
         base = engine.features(task.hidden)
-        found = signature(engine.network(base), seed=engine.package.digest)
+        network = engine.network(task.hidden)
+        found = signature(network, seed=engine.package.digest)
         growth = decide(found, [group.signature for group in groups])
         bundles = Bundles.fit(base, task.labels)
         if growth.action == "reuse":
@@ -119,7 +120,7 @@ class Ear:
             nearest = None
             if growth.action == "extend" and growth.nearest is not None:
                 nearest = groups[growth.nearest].adapter
-            means = Bundles.fit(engine.network(base), task.labels).means.astype(np.float32)
+            means = Bundles.fit(network, task.labels).means.astype(np.float32)
             adapter = self._adapter(engine, task, bundles.labels, means, nearest)
         own = _own_bundles(engine, adapter, task, bundles)
         return Memory((*groups, Group(adapter, bundles, own, found)))
@@ -281,7 +282,7 @@ class EarPredictor:
                 continue
             rows, columns = np.flatnonzero(routed == at), self._slices[at]
             adapted = engine.network(
-                engine.features(hidden[rows], group.adapter.tensors, group.adapter.candidate.family)
+                hidden[rows], group.adapter.tensors, group.adapter.candidate.family
             )
             mass = shares[rows, columns].sum(axis=1, keepdims=True)
             both = cosines[rows, columns] + own.cosines(adapted)
@@ -333,8 +334,8 @@ class AtSites:
 def _own_bundles(engine: Engine, adapter: Adapter | None, task: Task, base: Bundles) -> Bundles:
     if adapter is None:
         return base
-    features = engine.features(task.hidden, adapter.tensors, adapter.candidate.family)
-    return Bundles.fit(engine.network(features), task.labels)
+    features = engine.network(task.hidden, adapter.tensors, adapter.candidate.family)
+    return Bundles.fit(features, task.labels)
 
 
 def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ does. Torch is imported only when something is trained.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.serving import suffix_share
+from edge_agent.serving import base_passes, suffix_share
 from exporter.package import EncoderPackage
 from exporter.sessions import EncoderSessions
 from ood.statistics import l2_normalise
@@ -56,14 +56,23 @@ class Engine:
         self.threads = threads
         self.sessions = EncoderSessions(package, threads=threads)
         self.suffix_share = suffix_share(package)
+        self.base_passes = base_passes(package)
 
-    def features(
+    def features(self, hidden: NDArray[np.floating[Any]]) -> Floats:
+        """Base features, of all depths, of prefix activations [n, *hidden_shape] in any float type.
+
+        Returns:
+            l2-normalised features, float32 [n, feature_dim].
+        """
+        return np.concatenate([self.sessions.base_features(rows) for rows in _batches(hidden)])
+
+    def adapted(
         self,
         hidden: NDArray[np.floating[Any]],
         tensors: Mapping[str, Floats] | None = None,
         family: str | None = None,
     ) -> Floats:
-        """Run the suffix.
+        """What the suffix gives, the network's own output first.
 
         Args:
             hidden: Prefix activations [n, *hidden_shape] in any float type.
@@ -71,21 +80,23 @@ class Engine:
             family: The adapter's family; the engine's when absent.
 
         Returns:
-            l2-normalised features of all depths, float32 [n, feature_dim].
+            l2-normalised features, float32 [n, suffix_dim].
         """
-        parts = [
-            self.sessions.suffix(
-                np.ascontiguousarray(hidden[at : at + _BATCH], dtype=np.float32),
-                tensors,
-                family or self.family,
-            )
-            for at in range(0, len(hidden), _BATCH)
-        ]
+        family = family or self.family
+        parts = [self.sessions.suffix(rows, tensors, family) for rows in _batches(hidden)]
         return l2_normalise(np.concatenate(parts))
 
-    def network(self, features: Floats) -> Floats:
-        """The network's own output among features of all depths: float32 [n, d], normalised."""
-        return l2_normalise(features[:, : self.package.network_dim])
+    def network(
+        self,
+        hidden: NDArray[np.floating[Any]],
+        tensors: Mapping[str, Floats] | None = None,
+        family: str | None = None,
+    ) -> Floats:
+        """The network's own output alone: float32 [n, network_dim], l2-normalised.
+
+        Takes what `adapted` takes.
+        """
+        return l2_normalise(self.adapted(hidden, tensors, family)[:, : self.package.network_dim])
 
     def fresh(self, seed: int) -> dict[str, Floats]:
         """A new adapter's tensors; with them the suffix computes what the base does."""
@@ -137,3 +148,8 @@ class Engine:
                 checkpoint=Path(folder) / "checkpoint",
                 report=lambda _: None,
             )
+
+
+def _batches(hidden: NDArray[np.floating[Any]]) -> Iterator[Floats]:
+    for at in range(0, len(hidden), _BATCH):
+        yield np.ascontiguousarray(hidden[at : at + _BATCH], dtype=np.float32)

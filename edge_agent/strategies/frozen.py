@@ -42,16 +42,13 @@ class Frozen:
 
     def learn(self, engine: Engine, memory: ClassStatistics | None, task: Task) -> ClassStatistics:
         """Merge the task's statistics into what is known."""
-        features = engine.network(engine.features(task.hidden))
+        features = engine.network(task.hidden)
         fresh = ClassStatistics.fit(features, task.labels)
         return fresh if memory is None else memory.merge(fresh)
 
     def predictor(self, engine: Engine, memory: ClassStatistics) -> HeadPredictor:
         """The head of all classes."""
-        return HeadPredictor(
-            GaussianHead.from_statistics([memory]),
-            lambda hidden: engine.network(engine.features(hidden)),
-        )
+        return HeadPredictor(GaussianHead.from_statistics([memory]), engine.network)
 
     def stored_bytes(self, memory: ClassStatistics) -> int:
         """The statistics as they travel."""

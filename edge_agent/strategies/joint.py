@@ -57,7 +57,7 @@ class Joint:
             raise StrategyError("joint trains an adapter; give the engine a recipe")
         hidden = np.concatenate(memory.hidden)
         names, targets = np.unique(np.array(memory.labels, dtype=object), return_inverse=True)
-        base = engine.network(engine.features(hidden))
+        base = engine.network(hidden)
         rows = np.stack([base[targets == k].mean(axis=0) for k in range(len(names))])
         tensors = engine.train(
             hidden,
@@ -68,7 +68,7 @@ class Joint:
         )
 
         def features(rows: Floats) -> Floats:
-            return engine.features(rows, tensors)
+            return engine.adapted(rows, tensors)
 
         statistics = ClassStatistics.fit(features(hidden), memory.labels)
         return HeadPredictor(GaussianHead.from_statistics([statistics]), features)

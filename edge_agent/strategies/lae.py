@@ -174,4 +174,4 @@ def _moved_on(
 def _features(
     engine: Engine, hidden: NDArray[np.floating[Any]], tensors: Mapping[str, Floats]
 ) -> Floats:
-    return engine.network(engine.features(hidden, tensors))
+    return engine.network(hidden, tensors)

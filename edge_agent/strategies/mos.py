@@ -184,4 +184,4 @@ class MosPredictor:
 def _features(
     engine: Engine, hidden: NDArray[np.floating[Any]], tensors: Mapping[str, Floats]
 ) -> Floats:
-    return engine.network(engine.features(hidden, tensors))
+    return engine.network(hidden, tensors)

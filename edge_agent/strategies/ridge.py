@@ -102,7 +102,7 @@ def _projection(rows: int, columns: int, digest: str) -> NDArray[np.float64]:
 
 
 def _projected(engine: Engine, hidden: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    features = engine.network(engine.features(hidden)).astype(np.float64)
+    features = engine.network(hidden).astype(np.float64)
     matrix = _projection(features.shape[1], _WIDTH, engine.package.digest)
     return np.maximum(features @ matrix, 0.0).astype(np.float64)
 

@@ -39,14 +39,14 @@ def stored(shelf: Shelf, sessions: EncoderSessions) -> StoredBundles:
 
 def adapters(shelf: Shelf, sessions: EncoderSessions, capacity: int) -> Adapters:
     own = Pooled(unpack(shelf.files[digest]).own for digest in sorted(shelf.files))
-    return Adapters(stored(shelf, sessions), OwnHeads(own), capacity=capacity)
+    return Adapters(sessions, stored(shelf, sessions), OwnHeads(own), capacity=capacity)
 
 
 def test_an_adapter_in_memory_is_not_read_again(shelf, sessions) -> None:
     held = adapters(shelf, sessions, capacity=2)
     first, second = sorted(shelf.files)
     for digest in (first, second, first, second):
-        assert held.get(digest).head.labels == unpack(shelf.files[digest]).manifest.labels
+        assert held.get(digest).labels == unpack(shelf.files[digest]).manifest.labels
     assert shelf.reads == [first, second]
 
 

@@ -1,6 +1,5 @@
 """One generation: right answers, one prefix pass, nothing that depends on order or neighbours."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,17 +37,17 @@ class Counting:
         self.prefix_rows += len(images)
         return self._inner.prefix(images)
 
-    def suffix(
-        self,
-        hidden: NDArray[np.float32],
-        tensors: Mapping[str, NDArray[np.float32]] | None = None,
-        family: str | None = None,
-    ) -> NDArray[np.float32]:
-        if tensors:
-            self.adapted_rows += len(hidden)
-        else:
-            self.base_rows += len(hidden)
-        return self._inner.suffix(hidden, tensors, family)
+    def base_features(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.base_rows += len(hidden)
+        return self._inner.base_features(hidden)
+
+    def suffix_session(self, family: str) -> "Counting":
+        self._adapted = self._inner.suffix_session(family)
+        return self
+
+    def run(self, names: None, feeds: dict[str, NDArray[np.float32]]) -> list[Any]:
+        self.adapted_rows += len(feeds["hidden"])
+        return self._adapted.run(names, feeds)
 
 
 def test_known_classes_are_recognised(sessions, make_bundle, make_images, calibration) -> None:

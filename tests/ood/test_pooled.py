@@ -37,3 +37,28 @@ def test_groups_of_two_dimensions_are_refused() -> None:
 def test_nothing_added_has_no_means() -> None:
     with pytest.raises(OodError, match="at least one group"):
         _ = Pooled().means
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"counts": None}, "have the arrays"),
+        ({"entries": np.frombuffer(b"{]", np.uint8)}, "unreadable"),
+        ({"entries": np.frombuffer(b"[1]", np.uint8)}, "unreadable"),
+        ({"counts": np.ones(5)}, "different sizes"),
+        ({"scatter": np.eye(4)}, "different sizes"),
+        ({"scatter": np.full((3, 3), np.nan)}, "not finite"),
+        ({"means": np.full((6, 3), np.inf)}, "NaN or infinity"),
+    ],
+)
+def test_arrays_that_contradict_each_other_are_refused(changes, problem) -> None:
+    arrays = Pooled(groups()).to_arrays() | changes
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    with pytest.raises(OodError, match=problem):
+        Pooled.from_arrays(arrays)
+
+
+def test_nothing_pooled_is_nothing_when_it_is_taken_back() -> None:
+    again = Pooled.from_arrays(Pooled().to_arrays())
+    again.add(groups()[0])
+    assert (again.samples, again.entries) == (20, [(0, "0-a"), (0, "0-b")])

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from ood.mixture import Mixture
 from ood.shortlist import Shortlist
-from ood.statistics import ClassStatistics
+from ood.statistics import ClassStatistics, GaussianHead
 
 DIM = 24
 
@@ -27,9 +27,13 @@ def mixture(means: NDArray[np.float64]) -> Mixture:
     )
 
 
+def head_of(means: NDArray[np.float64]) -> GaussianHead:
+    return GaussianHead([(0, f"{k}") for k in range(len(means))], means, np.eye(DIM))
+
+
 def test_the_nearest_mean_is_on_the_list(means) -> None:
     rows = means[::7] + np.random.default_rng(2).normal(size=means[::7].shape)
-    near = Shortlist(means, candidates=16, directions=20).near(rows)
+    near = Shortlist(head_of(means), candidates=16, directions=20).look(rows).near
     nearest = np.square(means - rows[:, None]).sum(axis=2).argmin(axis=1)
     assert (near == nearest[:, None]).any(axis=1).all()
     assert near.shape == (len(rows), 16)
@@ -37,7 +41,8 @@ def test_the_nearest_mean_is_on_the_list(means) -> None:
 
 
 def test_fewer_means_than_candidates_are_all_on_the_list(means) -> None:
-    assert Shortlist(means[:3], candidates=16).near(means[5:7]).tolist() == [[0, 1, 2]] * 2
+    shortlist = Shortlist(head_of(means[:3]), candidates=16)
+    assert shortlist.look(means[5:7]).near.tolist() == [[0, 1, 2]] * 2
 
 
 def test_a_mixture_of_many_has_a_shortlist_and_one_of_few_has_none(mixture) -> None:
@@ -61,11 +66,12 @@ def test_components_off_the_list_are_as_exact_when_asked_for(mixture, means) -> 
     features = means[:4] + 0.5
     rows, components = np.array([0, 3]), np.array([599, 0, 300])
     asked = mixture.evidence(features).of(rows, components)
-    assert np.allclose(asked, mixture.log_likelihoods(features)[np.ix_(rows, components)])
+    exact = mixture.log_likelihoods(features)[np.ix_(rows, components)]
+    assert np.allclose(asked - asked[:, :1], exact - exact[:, :1], rtol=1e-4)
 
 
-def test_a_sample_is_looked_at_alone_as_in_a_batch(mixture, means) -> None:
+def test_a_sample_is_looked_at_alone_as_in_a_batch_to_the_last_bit(mixture, means) -> None:
     features = means[:9] + 0.3
     together = mixture.evidence(features).posterior()
     alone = np.vstack([mixture.evidence(row[None]).posterior() for row in features])
-    assert np.allclose(together, alone, rtol=0, atol=1e-12)
+    assert np.array_equal(together, alone)

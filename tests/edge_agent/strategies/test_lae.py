@@ -127,7 +127,7 @@ def test_old_classes_are_known_in_the_space_the_adapter_has_moved_to(
     old = task_of(engine, 0, (0, 1, 3, 4))
     first = learned(engine, lae, old)
     second = lae.learn(engine, first, task_of(engine, 1, (5, 6, 7, 8)))
-    now = engine.network(engine.features(old.hidden, second.online.tensors))
+    now = engine.network(old.hidden, second.online.tensors)
     truth = np.stack(
         [now[np.array(old.labels) == f"stripes-{k}"].mean(axis=0) for k in (0, 1, 3, 4)]
     )

@@ -60,7 +60,7 @@ def test_whole_answers_are_those_of_the_published_procedure(
     engine: Engine, make_images: Any, domains: MosMemory
 ) -> None:
     hidden = task(engine, make_images, 8, CLASSES, inverted=True).hidden.astype(np.float32)
-    spaces = [engine.network(engine.features(hidden, each.tensors)) for each in domains.tasks]
+    spaces = [engine.network(hidden, each.tensors) for each in domains.tasks]
     first = spaces[0] @ np.concatenate([each.prototypes for each in domains.tasks]).T
     every = np.stack([domains.head.logits(features) for features in spaces])
     owner = np.repeat(np.arange(3), len(CLASSES))
