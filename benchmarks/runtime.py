@@ -1,126 +1,77 @@
-"""What a sample costs on the whole path of the daemon, as a multiple of the bare encoder's time.
+"""What the runtime costs next to the bare encoder in ONNX Runtime, and what other ways cost.
 
-The path is what `Serving` does with a prepared image: prefix, base features, shift score, routing,
-adapters, label. The bare encoder is the same network as one ONNX file in ONNX Runtime. Both are
-timed in turns, with 1 to 1,000 installed bundles that all have an adapter.
+Three parts, each run by itself or all in one: the daemon's path with 1 to 1,000 adapters
+(`runtime_path`), other ways of keeping many adapters (`runtime_rivals`), and the daemon as a
+process (`runtime_daemon`). A part that is run replaces its part of the report.
 
-    python -m benchmarks.runtime --data DIR [--encoders vit-tiny,default] [--rounds 200]
+    python -m benchmarks.runtime --data DIR [--parts path,rivals,daemon] [--rounds 200]
 """
 
 from __future__ import annotations
 
-import sys
-import tempfile
+import json
 from collections.abc import Callable
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
-
-from benchmarks import command, worlds
-from benchmarks.fleet_of_adapters import Fleet
-from benchmarks.interleaved import timed
+from benchmarks import command, runtime_daemon, runtime_path, runtime_rivals, worlds
 from benchmarks.tasks import circumstances
-from edge_agent.bench import datasets
-from edge_agent.serving import Serving
-from exporter.attach import attach
-from exporter.package import EncoderPackage
-from exporter.preprocess import prepare
-from exporter.sessions import EncoderSessions, session_options
-from ood.statistics import l2_normalise
+from edge_agent.bench.suite import suite_encoder
+from exporter.package import EncoderPackage, default_encoder_package
 
-Floats = NDArray[np.float32]
-
-COUNTS: Final = (1, 10, 50, 1000)
-BATCHES: Final = (1, 8, 32)
-_SAMPLES: Final = 400
-_CALIBRATION: Final = 300
+Make = Callable[[Path, Path], EncoderPackage]
 
 
-def measured(package: EncoderPackage, data: Path, *, threads: int, rounds: int) -> dict[str, Any]:
-    """Time one encoder's path for every number of bundles and every batch."""
-    found = datasets.load(data / command.SET)
-    rows = np.random.default_rng(0).permutation(len(found))[:_SAMPLES]
-    images = prepare(found.read(np.sort(rows), package.image_size), package)
-    sessions = EncoderSessions(package, threads)
-    features = l2_normalise(sessions.suffix(sessions.prefix(images)))
-    bare = _bare(package, threads)
-    result: dict[str, Any] = {}
-    for count in COUNTS:
-        serving = _serving(sessions, features, count)
-        for batch in BATCHES:
-            for passes, sample in _samples(serving, images, batch).items():
-                ways = {
-                    "bare": lambda sample=sample: bare(sample),
-                    "path": lambda sample=sample, serving=serving: serving.infer_prepared(sample),
-                }
-                times = timed(ways, rounds=max(rounds // batch, 20))
-                key = f"{count} bundles, batch {batch}, {passes} adapter passes"
-                result[key] = {name: asdict(timing) for name, timing in times.items()}
-                ratio = times["path"].minimum_ms / times["bare"].minimum_ms
-                print(f"{package.name}, {threads} threads, {key}: {ratio:.2f} x", file=sys.stderr)
-    return result
+def _default(data: Path, cache: Path) -> EncoderPackage:
+    del data, cache
+    return default_encoder_package()
+
+
+# "prefix" says that base features are the prefix's alone; the others are the same network.
+ENCODERS: Final[dict[str, Make]] = {
+    "ViT-Tiny, 96 px": suite_encoder,
+    "ViT-Tiny, 96 px, prefix": partial(suite_encoder, base_features="prefix"),
+    "ViT-Tiny, 224 px": partial(suite_encoder, image_size=224),
+    "ViT-Tiny, 224 px, prefix": partial(suite_encoder, image_size=224, base_features="prefix"),
+    "MobileNetV2, 128 px": partial(worlds.encoder, "mobilenet"),
+    "default, 64 px": _default,
+}
+_RIVALS_ON: Final = "ViT-Tiny, 96 px, prefix"
+_THREADS: Final = (1, 2)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run it and write the report."""
     parser = command.arguments(__doc__ or "", "runtime", encoder="several")
-    parser.add_argument("--encoders", default="vit-tiny,mobilenet,default")
-    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--parts", default="path,rivals,daemon")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     options = command.parsed(parser, argv)
-    report: dict[str, Any] = {}
-    for name in options.encoders.split(","):
-        package = worlds.encoder(name, options.data, options.cache)
-        for threads in map(int, options.threads.split(",")):
-            report[f"{name}, {threads} threads"] = measured(
-                package, options.data, threads=threads, rounds=options.rounds
-            )
-    command.write({"circumstances": circumstances(package), "runs": report}, options.out)
+    report: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    package = ENCODERS[_RIVALS_ON](options.data, options.cache)
+    report["circumstances"] = circumstances(package)
+    for part in options.parts.split(","):
+        if part == "path":
+            report[part] = _path(options.data, options.cache, options.rounds)
+        elif part == "rivals":
+            report[part] = runtime_rivals.rivals(package, options.data, rounds=options.rounds)
+        elif part == "daemon":
+            report[part] = runtime_daemon.measured(package, options.data)
+        else:
+            parser.error(f"there is no part {part!r}; choose among path, rivals, daemon")
+        command.write(report, options.out)
     return 0
 
 
-def _bare(package: EncoderPackage, threads: int) -> Callable[[Floats], object]:
-    with tempfile.TemporaryDirectory() as folder:
-        file = attach(package, {}, Path(folder) / "bare.onnx", whole=True)
-        session = onnxruntime.InferenceSession(
-            file, session_options(threads), providers=["CPUExecutionProvider"]
+def _path(data: Path, cache: Path, rounds: int) -> dict[str, Any]:
+    return {
+        f"{name}, {threads} thread{'s' * (threads > 1)}": runtime_path.measured(
+            make(data, cache), data, threads=threads, rounds=rounds
         )
-    return lambda images: session.run(None, {"images": images})
-
-
-def _serving(sessions: EncoderSessions, features: Floats, count: int) -> Serving:
-    rng = np.random.default_rng(1)
-    rows = features[rng.integers(0, len(features), _CALIBRATION)]
-    noisy = rows + rng.normal(0, 0.02, rows.shape).astype(np.float32)
-    return Serving(
-        sessions,
-        Fleet(sessions.package, features, count),
-        l2_normalise(noisy),
-        number=1,
-        false_alarm_every=1e6,
-        max_rounds=4,
-    )
-
-
-def _samples(serving: Serving, images: Floats, batch: int) -> dict[int, Floats]:
-    """A batch for every number of adapter passes that all of its samples take, as far as found."""
-    passes = np.concatenate(
-        [
-            [answer.passes for answer in serving.infer_prepared(images[start : start + 32]).answers]
-            for start in range(0, len(images), 32)
-        ]
-    )
-    chosen = {}
-    for place, value in enumerate(np.unique(passes)):
-        rows = np.flatnonzero(passes == value)
-        if len(rows) >= batch:
-            chosen[place + int(value > 1)] = images[rows[:batch]]
-    return chosen
+        for name, make in ENCODERS.items()
+        for threads in _THREADS
+    }
 
 
 if __name__ == "__main__":
