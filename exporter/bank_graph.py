@@ -87,7 +87,8 @@ class _Rows:
     """The rewriting under way.
 
     Values of the adapter have one axis more than they had, the rows', in front; values of the
-    samples have it already.
+    samples have it already. Fixed ones are the same for all rows: what the encoder stores, the
+    adapters' shapes, and what is made of these alone.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class _Rows:
         self._ranks = ranks
         self._constants = constants
         self._gathered: dict[str, str] = {}
+        self._fixed = set(constants)
         self._made = 0
 
     def gather(self, name: str) -> None:
@@ -108,14 +110,21 @@ class _Rows:
         """Adds a node, rewritten where the adapter reaches it."""
         if not any(name in self._gathered for name in node.input):
             self.nodes.append(node)
+            if self._fixed.issuperset(name for name in node.input if name):
+                self._fixed.update(node.output)
+            return
+        if node.op_type == "Shape":
+            self._shape(node)
             return
         of_sample = any(
-            name not in self._gathered and name not in self._constants for name in node.input
+            name not in self._gathered and name not in self._fixed for name in node.input
         )
         if node.op_type == "Gemm":
             self._gemm(node)
         elif node.op_type in _BINARY or node.op_type == "MatMul":
             self._broadcast(node)
+        elif node.op_type == "ScatterElements":
+            self._scatter(node)
         elif of_sample:
             raise EncoderError(f"a bank cannot run the node {node.op_type!r} row by row")
         else:
@@ -157,7 +166,7 @@ class _Rows:
                 if name in self._gathered or name == node.input[1]:
                     raise EncoderError("a bank cannot multiply by a vector row by row")
                 vector = True
-            if missing and name not in self._constants:
+            if missing and name not in self._fixed:
                 value = self._add("Unsqueeze", [value, self._constant(range(1, missing + 1))])
             inputs.append(value)
         if not vector:
@@ -185,11 +194,35 @@ class _Rows:
             bias = node.input[2]
             self._add("Add", [rows, self._gathered.get(bias, bias)], node.output[0])
 
+    def _shape(self, node: NodeProto) -> None:
+        """The shape of an adapter's tensor, which all adapters of a bank have."""
+        about = {"start": 0, **_attributes(node)}
+        moved = {key: axis + 1 if axis >= 0 else axis for key, axis in about.items()}
+        self._add("Shape", [self._gathered[node.input[0]]], node.output[0], **moved)
+        self._fixed.update(node.output)
+
+    def _scatter(self, node: NodeProto) -> None:
+        """Entries of an adapter put into a fixed tensor at fixed places: into a copy a row."""
+        data, places, updates = node.input
+        if updates not in self._gathered or not self._fixed.issuperset((data, places)):
+            raise EncoderError("a bank can scatter nothing but an adapter's entries row by row")
+        about = _attributes(node)
+        count = self._add("Shape", [self._gathered[updates]])
+        rows = self._add("Shape", [self._gathered[updates]], start=0, end=1)
+        whole = self._add("Concat", [rows, self._add("Shape", [data])], axis=0)
+        inputs = [
+            self._add("Expand", [data, whole]),
+            self._add("Expand", [places, count]),
+            self._gathered[updates],
+        ]
+        axis = about["axis"] % self._ranks[data] + 1
+        self._add("ScatterElements", inputs, node.output[0], **{**about, "axis": axis})
+
     def _behind(self, name: str) -> int:
         """How many axes a value has behind the rows'; all of them, if it has none for rows."""
         if name not in self._ranks:
             raise EncoderError(f"the shape of {name!r} is not known")
-        of_sample = name not in self._gathered and name not in self._constants
+        of_sample = name not in self._gathered and name not in self._fixed
         return self._ranks[name] - 1 if of_sample else self._ranks[name]
 
     def _value(self, name: str) -> list[int]:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
@@ -54,6 +55,8 @@ def bare(proto: ModelProto, tensors: Collection[str]) -> ModelProto:
             if equal is None or equal in adapter or equal in constants:
                 adapter[output] = {**constants, **adapter}.get(equal or "", "unknown")
                 continue
+        elif node.op_type == "ConstantOfShape":
+            constants[output] = _filled(node)
         elif node.op_type == "Transpose":
             # Channels are moved to the end for an adapter and back behind it.
             before = transposed.get(inputs[0])
@@ -78,9 +81,19 @@ def _constants(graph: onnx.GraphProto, adapter: Collection[str]) -> dict[str, _N
     found: dict[str, _Neutral] = {}
     for entry in graph.initializer:
         if entry.name not in adapter and entry.data_location != onnx.TensorProto.EXTERNAL:
-            value = numpy_helper.to_array(entry)
-            found[entry.name] = "ones" if value.size and bool(np.all(value == 1)) else "unknown"
+            found[entry.name] = _neutral(numpy_helper.to_array(entry))
     return found
+
+
+def _filled(node: NodeProto) -> _Neutral:
+    """What a node that makes a constant of one number makes."""
+    return _neutral(numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1))
+
+
+def _neutral(value: npt.NDArray[np.generic]) -> _Neutral:
+    if not value.size:
+        return "unknown"
+    return "ones" if bool(np.all(value == 1)) else "unknown" if np.any(value) else "zeros"
 
 
 def _equal(node: NodeProto, values: Mapping[str, _Neutral]) -> str | None:
@@ -90,6 +103,8 @@ def _equal(node: NodeProto, values: Mapping[str, _Neutral]) -> str | None:
     if node.op_type in _ZERO_AT_ZERO and is_zero[0]:
         return inputs[0]
     if node.op_type in _LAYOUT and values.get(inputs[0]) == "ones":
+        return inputs[0]
+    if node.op_type == "ScatterElements" and is_zero[2] and _adds(node):
         return inputs[0]
     if node.op_type in {"Mul", "MatMul"} and any(is_zero):
         return inputs[is_zero.index(True)]
@@ -101,6 +116,10 @@ def _equal(node: NodeProto, values: Mapping[str, _Neutral]) -> str | None:
         if node.op_type == "Mul" and values.get(one) == "ones":
             return other
     return None
+
+
+def _adds(node: NodeProto) -> bool:
+    return any(about.name == "reduction" and about.s == b"add" for about in node.attribute)
 
 
 def _undoes(node: NodeProto, before: NodeProto) -> bool:

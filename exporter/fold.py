@@ -1,7 +1,8 @@
 """Folding an adapter into the encoder's weights: the bare suffix with other numbers.
 
-Families that are linear in the weights (`lora`, `ssf`, `bitfit`, `ia3`, and `hydra` where a site
-is one linear map) cost nothing at run time this way; the others keep their nodes and are refused.
+Families that are linear in the weights (`lora`, `sparse`, `ssf`, `bitfit`, `ia3`, and `hydra` where
+a site is one linear map) cost nothing at run time this way; the others keep their nodes and are
+refused.
 NumPy and ONNX Runtime alone. For switching often, feed or attach instead: a fold makes a session.
 """
 

@@ -7,6 +7,7 @@ exporter calls this; a device that only infers does not (it has no ONNX package)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -19,6 +20,8 @@ from onnxscript import ir
 
 # Names the place weights would be in; the file never exists, sessions bring the weights.
 _LOCATION = "weights"
+# Numbers from which on a constant of zeros is made when the graph is loaded, not stored.
+_LARGE = 1024
 
 
 def lean(model: ir.Model, stored: Collection[str]) -> ModelProto:
@@ -39,6 +42,7 @@ def lean(model: ir.Model, stored: Collection[str]) -> ModelProto:
         hidden.add(name)
     onnxscript.optimizer.optimize_ir(model)
     proto: ModelProto = ir.to_proto(model)
+    _zeros_made(proto.graph)
     used = {name for node in _nodes(proto.graph) for name in node.input}
     for entry in [entry for entry in proto.graph.input if entry.name in hidden]:
         proto.graph.input.remove(entry)
@@ -74,6 +78,18 @@ def _nodes(graph: GraphProto) -> list[NodeProto]:
             if attribute.HasField("g"):
                 nodes.extend(_nodes(attribute.g))
     return nodes
+
+
+def _zeros_made(graph: GraphProto) -> None:
+    """Replaces large constants of zeros by a node that makes them: they would fill the file."""
+    for index, entry in reversed(list(enumerate(graph.initializer))):
+        if math.prod(entry.dims) < _LARGE or entry.data_type != TensorProto.FLOAT:
+            continue
+        if not numpy_helper.to_array(entry).any():
+            shape = numpy_helper.from_array(np.array(entry.dims, np.int64), f"{entry.name}/shape")
+            made = onnx.helper.make_node("ConstantOfShape", [shape.name], [entry.name])
+            graph.node.insert(0, made)
+            graph.initializer[index].CopyFrom(shape)
 
 
 def _forget_sources(proto: ModelProto) -> None:

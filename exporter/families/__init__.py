@@ -20,6 +20,7 @@ from exporter.families.hydra import Hydra
 from exporter.families.ia3 import Ia3
 from exporter.families.lora import Lora
 from exporter.families.prefix import Prefix
+from exporter.families.sparse import Sparse
 from exporter.families.ssf import Ssf
 from exporter.package import Site
 
@@ -47,7 +48,7 @@ TRAINING_FREE = "gaussian"
 _FAMILIES: dict[str, AdapterFamily] = {
     family.name: family
     for family in (
-        Bottleneck(), Lora(), Ssf(), Prefix(), Compacter(), Hydra(), BitFit(), Ia3(),
+        Bottleneck(), Lora(), Ssf(), Prefix(), Compacter(), Hydra(), BitFit(), Ia3(), Sparse(),
     )
 }  # fmt: skip
 

@@ -37,7 +37,7 @@ class AdapterFamily(Protocol):
         products: Pairs of tensors that act through their matrix product alone, left and right.
         linear_in: Tensors that the change of a module's output is linear in when the others stay;
             with `pads`, ranks put side by side add up what each of them changes. Empty where
-            there is no such split.
+            there is no such split, or where what a rank changes depends on its number.
     """
 
     name: str

@@ -18,7 +18,7 @@ from exporter.vit import VisionTransformer
 
 Array = npt.NDArray[np.float32]
 
-CONVOLUTIONAL = ("bitfit", "bottleneck", "compacter", "hydra", "lora", "ssf")
+CONVOLUTIONAL = ("bitfit", "bottleneck", "compacter", "hydra", "lora", "sparse", "ssf")
 
 
 @pytest.fixture(scope="session")

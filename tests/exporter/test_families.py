@@ -19,6 +19,7 @@ from exporter.families import (
     tensor_shapes,
     truncate,
 )
+from exporter.families.sparse import places
 from exporter.package import Kind, Site
 from tests.exporter.conftest import Array
 
@@ -50,7 +51,7 @@ def moved(family: AdapterFamily, site: Site, rank: int) -> dict[str, Array]:
 
 def test_the_families_are_listed_and_the_training_free_one_when_asked_for() -> None:
     assert family_names() == (
-        "bitfit", "bottleneck", "compacter", "hydra", "ia3", "lora", "prefix", "ssf",
+        "bitfit", "bottleneck", "compacter", "hydra", "ia3", "lora", "prefix", "sparse", "ssf",
     )  # fmt: skip
     assert set(family_names(training_free=True)) == {*family_names(), TRAINING_FREE}
 
@@ -91,6 +92,49 @@ def test_hydra_s_branches_are_changes_of_the_weight_and_of_what_follows() -> Non
     names = ("parallel.down", "parallel.up", "sequential.down", "sequential.up")
     found = applied("hydra", x, y, dict(zip(names, (pd, pu, sd, su), strict=True)))
     np.testing.assert_allclose(found, x @ (weight + pu @ pd).T + y @ (su @ sd).T, rtol=1e-12)
+
+
+def test_sparse_is_a_change_of_the_weight_at_its_places() -> None:
+    rng = np.random.default_rng(0)
+    site = Site(6, out_dim=5)
+    weight, values, x = (rng.normal(size=s) for s in ((5, 6), (2, 11), (3, 6)))
+    change = np.zeros(30)
+    change[places(site, 22)] = values.ravel()
+    assert np.count_nonzero(change) == 22
+    found = applied("sparse", x, x @ weight.T, {"values": values}, site)
+    np.testing.assert_allclose(found, x @ (weight + change.reshape(5, 6)).T, rtol=1e-12)
+
+
+def test_sparse_values_beyond_the_weight_s_entries_add_to_the_same_again() -> None:
+    site, x, y = Site(2), np.eye(2), np.zeros((2, 2))
+    once = applied("sparse", x, y, {"values": np.ones((1, 4))}, site)
+    assert (
+        applied("sparse", x, y, {"values": np.ones((3, 4))}, site).tolist() == (3 * once).tolist()
+    )
+
+
+@given(outputs=st.integers(1, 40), inputs=st.integers(1, 40), data=st.data())
+def test_sparse_places_are_different_and_begin_with_those_of_a_smaller_rank(
+    outputs: int, inputs: int, data: st.DataObject
+) -> None:
+    site = Site(inputs, out_dim=outputs)
+    whole = places(site, outputs * inputs)
+    assert sorted(whole) == list(range(outputs * inputs))
+    count = data.draw(st.integers(0, outputs * inputs))
+    assert places(site, count).tolist() == whole[:count].tolist()
+
+
+@pytest.mark.parametrize("shape", [(192, 192), (768, 768), (768, 192), (192, 768), (320, 320)])
+def test_two_sparse_ranks_reach_every_input_and_output_and_change_no_small_subspace(
+    shape: tuple[int, int],
+) -> None:
+    outputs, inputs = shape
+    found = places(Site(inputs, out_dim=outputs), 2 * (outputs + inputs))
+    change = np.zeros(outputs * inputs)
+    change[found] = np.random.default_rng(0).normal(size=len(found))
+    assert set(found // inputs) == set(range(outputs))
+    assert set(found % inputs) == set(range(inputs))
+    assert np.linalg.matrix_rank(change.reshape(shape)) > 0.85 * min(shape)
 
 
 def test_compacter_s_weights_are_sums_of_kronecker_products() -> None:
@@ -196,6 +240,8 @@ def test_a_family_takes_the_sites_of_its_kinds() -> None:
     assert list(attached_sites(adapter_family("bottleneck"), sites)) == ["block"]
     assert list(attached_sites(adapter_family("lora"), sites)) == ["query", "value"]
     assert list(attached_sites(adapter_family("lora"), {"block": 4})) == ["block"]
+    assert list(attached_sites(adapter_family("sparse"), sites)) == ["query", "value"]
+    assert list(attached_sites(adapter_family("sparse"), {"block": 4})) == ["block"]
     assert list(attached_sites(adapter_family("ia3"), sites)) == ["activation", "key", "value"]
     assert list(attached_sites(adapter_family("prefix"), sites)) == ["attention"]
 
@@ -238,7 +284,7 @@ def test_a_family_without_a_rank_is_not_truncated_and_is_trained_whole(name: str
     assert nested(family, tensors, 4, np.random.default_rng(0)).keys() == tensors.keys()
 
 
-@pytest.mark.parametrize("name", ["bottleneck", "lora"])
+@pytest.mark.parametrize("name", ["bottleneck", "lora", "sparse"])
 def test_every_rank_of_an_adapter_trained_nested_is_better_than_the_one_below(name: str) -> None:
     torch.manual_seed(0)
     rank, dim = 6, 12

@@ -22,8 +22,8 @@ from exporter.package import Site
 from exporter.sessions import EncoderSessions
 from tests.exporter.conftest import Array, moved
 
-FOLDS = [("vit", "bitfit"), ("vit", "ia3"), ("vit", "lora"), ("vit", "ssf")]
-FOLDS += [("cnn", "bitfit"), ("cnn", "hydra"), ("cnn", "lora"), ("cnn", "ssf")]
+FOLDS = [("vit", name) for name in ("bitfit", "ia3", "lora", "sparse", "ssf")]
+FOLDS += [("cnn", name) for name in ("bitfit", "hydra", "lora", "sparse", "ssf")]
 
 
 @pytest.mark.parametrize(("network", "family"), FOLDS)
@@ -38,13 +38,14 @@ def test_a_folded_suffix_computes_what_the_fed_adapter_does(
     assert np.abs(found - sessions.suffix(hidden)).max() > 1e-3
 
 
+@pytest.mark.parametrize("family", ["lora", "sparse", "ssf"])
 def test_the_folded_graph_is_the_bare_graph_with_other_numbers(
-    encoders: dict[str, EncoderSessions],
+    encoders: dict[str, EncoderSessions], family: str
 ) -> None:
     package = encoders["vit"].package
     graph = read_derived(package, BARE_GRAPH)
     weights = package.named_weights(graph.weights)
-    folded = folded_weights(package, "ssf", moved(package, "ssf", 1), weights)
+    folded = folded_weights(package, family, moved(package, family, 1), weights)
     proto = onnx.load_model_from_string(graph.data)
     bare, changed = (filled(proto, numbers, {}) for numbers in (weights, folded))
     assert list(bare.graph.node) == list(changed.graph.node)

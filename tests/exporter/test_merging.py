@@ -97,10 +97,25 @@ def test_side_by_side_adds_up_what_the_adapters_do(family: str) -> None:
     np.testing.assert_allclose(applied(whole), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["ssf", "prefix", "compacter"])
+@pytest.mark.parametrize("family", ["ssf", "prefix", "compacter", "sparse"])
 def test_families_whose_ranks_are_no_sum_are_not_put_side_by_side(family: str) -> None:
     with pytest.raises(EncoderError, match=f"'{family}' cannot be put side by side"):
         side_by_side(family, [random_adapter(family, 2, seed) for seed in (0, 1)], [1, 1])
+
+
+def test_sparse_adapters_of_any_ranks_are_merged_exactly_by_their_values() -> None:
+    x, y = torch.randn(3, 8), torch.zeros(3, 8)
+    adapters = [random_adapter("sparse", rank, rank) for rank in (1, 3)]
+
+    def applied(tensors: dict[str, Array]) -> np.ndarray:
+        params = {"values": torch.tensor(tensors["a/values"])}
+        found: np.ndarray = adapter_family("sparse").apply(x, y, params, Site(8)).numpy()
+        return found
+
+    found = merged("sparse", adapters, MEAN)
+    expected = (applied(adapters[0]) + applied(adapters[1])) / 2
+    np.testing.assert_allclose(applied(found.tensors), expected, atol=1e-5)
+    assert found.kept == 1
 
 
 def test_weights_are_shares_of_their_sum() -> None:
