@@ -8,15 +8,15 @@ A sample with NaN or infinity, which NumPy refuses by name, scores NaN.
 
 from __future__ import annotations
 
-from itertools import count
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from exporter.errors import EncoderError
+from exporter.graph_writer import GraphWriter
 from ood.calibration import Calibration
 from ood.combined import LEAST_DISTANCE, WEIGHTS, CombinedScore, PartDistances
 from ood.scores import MahalanobisScore, Score
@@ -24,11 +24,6 @@ from ood.scores import MahalanobisScore, Score
 FEATURES: Final = "features"
 SCORE: Final = "ood_score"
 P_VALUE: Final = "ood_p_value"
-# Of the encoders' own graphs, so that they merge.
-_OPSET: Final = 20
-_IR_VERSION: Final = 10
-# Float32 divides by no less.
-_TINY: Final = 1e-30
 
 
 def score_graph(score: Score, calibration: Calibration | None = None) -> onnx.ModelProto:
@@ -45,92 +40,70 @@ def score_graph(score: Score, calibration: Calibration | None = None) -> onnx.Mo
     Raises:
         EncoderError: The score is of another kind.
     """
-    graph = _Graph()
-    rows = _normalised(graph)
+    graph = GraphWriter("score")
+    outputs = add_score(graph, graph.unit_rows(FEATURES), score, calibration)
+    features = helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["n", _dim(score)])
+    return graph.model(
+        "score",
+        [features],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in outputs],
+    )
+
+
+def add_score(
+    graph: GraphWriter, rows: str, score: Score, calibration: Calibration | None
+) -> list[str]:
+    """Writes a fitted score into a graph, to `ood_score` and `ood_p_value`.
+
+    Args:
+        graph: Where to.
+        rows: The value with features of unit length, float32 [n, d].
+        score: As for `score_graph`.
+        calibration: As for `score_graph`.
+
+    Returns:
+        The names of the outputs.
+
+    Raises:
+        EncoderError: The score is of another kind.
+    """
     if isinstance(score, CombinedScore):
-        dim = len(score.centre)
         found = _combined(graph, rows, score)
     elif isinstance(score, MahalanobisScore):
         head = score.head
-        dim = head.dim
-        found = _nearest(graph, rows, PartDistances(head.means, head.covariance, slice(0, dim)))
+        found = _nearest(
+            graph, rows, PartDistances(head.means, head.covariance, slice(0, head.dim))
+        )
     else:
         raise EncoderError(
             f"a score of kind {type(score).__name__} has no graph; only the combined score and the "
             "Mahalanobis distance do"
         )
     graph.add("Identity", found, output=SCORE)
-    outputs = [SCORE]
-    if calibration is not None:
-        _p_value(graph, found, calibration)
-        outputs.append(P_VALUE)
-    model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "score",
-            [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["n", dim])],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in outputs],
-            graph.constants,
-        ),
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-        ir_version=_IR_VERSION,
-        producer_name="driftkeel",
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    if calibration is None:
+        return [SCORE]
+    _p_value(graph, found, calibration)
+    return [SCORE, P_VALUE]
 
 
-class _Graph:
-    """Nodes and constants in the order they are added; names are numbers behind a word."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self._numbers = count()
-
-    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
-        """Keeps an array and returns its name."""
-        name = f"score/constant_{next(self._numbers)}"
-        array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
-        self.constants.append(numpy_helper.from_array(array.reshape(np.shape(value)), name))
-        return name
-
-    def add(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Adds a node of one output and returns the output's name."""
-        name = output or f"score/{kind}_{next(self._numbers)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def reduced(self, kind: str, values: str, *, keepdims: int = 0) -> str:
-        """Reduces each row."""
-        return self.add(kind, values, self.constant([1], np.int64), keepdims=keepdims)
-
-    def columns(self, values: str, start: int, stop: int) -> str:
-        """Takes columns."""
-        ends = (self.constant([edge], np.int64) for edge in (start, stop, 1))
-        return self.add("Slice", values, *ends)
-
-    def at_least(self, values: str, least: float) -> str:
-        """The larger of each value and a bound."""
-        return self.add("Max", values, self.constant(least))
+def _dim(score: Score) -> int:
+    if isinstance(score, CombinedScore):
+        return len(score.centre)
+    assert isinstance(score, MahalanobisScore)
+    return score.head.dim
 
 
-def _normalised(graph: _Graph) -> str:
-    """Rows of unit length, as `ood.statistics.l2_normalise`; a row of zeros stays zero."""
-    peak = graph.reduced("ReduceMax", graph.add("Abs", FEATURES), keepdims=1)
-    scaled = graph.add("Div", FEATURES, graph.at_least(peak, _TINY))
-    length = graph.reduced("ReduceL2", scaled, keepdims=1)
-    return graph.add("Div", scaled, graph.at_least(length, _TINY))
-
-
-def _combined(graph: _Graph, rows: str, score: CombinedScore) -> str:
+def _combined(graph: GraphWriter, rows: str, score: CombinedScore) -> str:
     """`CombinedScore.score`, term by term."""
     components = len(score.biases)
     depths = [graph.add("Log", _nearest(graph, rows, part)) for part in score.parts]
     distance = _joined(graph, depths, score.depth_scale, (1.0,) * len(depths))
     centred = graph.add("Sub", rows, graph.constant(score.centre))
     squares = graph.reduced("ReduceSumSquare", centred)
-    linear = graph.add("MatMul", centred, graph.constant(score.linear))
+    # Of the score's own, the directions and what the virtual logit is projected on.
+    behind = score.linear[:, -(components + score.vim.principal.shape[1]) :]
+    columns = np.hstack([score.vim.classifier.weights.T, behind])
+    linear = graph.add("MatMul", centred, graph.constant(columns))
     logits = graph.add("Add", graph.columns(linear, 0, components), graph.constant(score.biases))
     cosines = graph.add(
         "Add",
@@ -150,7 +123,7 @@ def _combined(graph: _Graph, rows: str, score: CombinedScore) -> str:
     return _joined(graph, views, score.view_scale, WEIGHTS)
 
 
-def _nearest(graph: _Graph, rows: str, part: PartDistances) -> str:
+def _nearest(graph: GraphWriter, rows: str, part: PartDistances) -> str:
     """`PartDistances.nearest`."""
     width = len(part.centre)
     mine = graph.columns(rows, part.columns.start, part.columns.stop)
@@ -167,7 +140,7 @@ def _nearest(graph: _Graph, rows: str, part: PartDistances) -> str:
     return graph.at_least(nearest, LEAST_DISTANCE)
 
 
-def _boundary(graph: _Graph, score: CombinedScore, logits: str, squares: str) -> str:
+def _boundary(graph: GraphWriter, score: CombinedScore, logits: str, squares: str) -> str:
     """`BoundaryScore.from_logits`."""
     best = graph.reduced("ReduceMax", logits, keepdims=1)
     which = graph.add("ArgMax", logits, axis=1, keepdims=0)
@@ -180,7 +153,7 @@ def _boundary(graph: _Graph, score: CombinedScore, logits: str, squares: str) ->
 
 
 def _virtual_logit(
-    graph: _Graph, score: CombinedScore, logits: str, squares: str, projected: str
+    graph: GraphWriter, score: CombinedScore, logits: str, squares: str, projected: str
 ) -> str:
     """`VimScore.from_logits`."""
     within = graph.reduced("ReduceSumSquare", projected)
@@ -190,7 +163,7 @@ def _virtual_logit(
 
 
 def _joined(
-    graph: _Graph,
+    graph: GraphWriter,
     values: list[str],
     scale: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
     weights: tuple[float, ...],
@@ -209,7 +182,7 @@ def _joined(
     return graph.reduced("ReduceLogSumExp", graph.add("Add", standard, graph.constant(shares)))
 
 
-def _p_value(graph: _Graph, score: str, calibration: Calibration) -> None:
+def _p_value(graph: GraphWriter, score: str, calibration: Calibration) -> None:
     """`Calibration.p_values` without a draw: (1 + #{calibration ≥ score}) / (n + 1)."""
     column = graph.add("Unsqueeze", score, graph.constant([1], np.int64))
     above = graph.add("LessOrEqual", column, graph.constant(calibration.scores))
