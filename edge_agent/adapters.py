@@ -88,7 +88,7 @@ class Adapter:
             float64 [n, labels].
         """
         adapted = self.network.run(hidden)
-        return self.head.logits(l2_normalise(adapted[:, : len(self.head.centre)]))
+        return self.head.of_rows(l2_normalise(adapted[:, : len(self.head.centre)]))
 
 
 class Adapters:

@@ -109,7 +109,9 @@ def route(
     posterior = first.astype(np.float64, copy=True)
     visited = np.zeros((len(posterior), len(components.free)), dtype=np.bool_)
     passes = np.zeros(len(posterior), dtype=np.int64)
-    sums, label, group = _decide(posterior, components)
+    # Where the mass of a row's component belongs: which of the first rows they are is all the same.
+    places = np.arange(len(posterior))[:, None] * len(components.labels) + components.label
+    sums, label, group = _decide(posterior, components, places)
     active = np.arange(len(posterior)) if settled is None else np.flatnonzero(~settled)
     while True:
         named = group[active]
@@ -125,18 +127,21 @@ def route(
             posterior[asking, columns] = posterior[asking, columns].sum(axis=1, keepdims=True) * own
             visited[asking, each] = True
             passes[asking] += 1
-        sums[active], label[active], group[active] = _decide(posterior[active], components)
+        sums[active], label[active], group[active] = _decide(
+            posterior[active], components, places[: len(active)]
+        )
     probabilities = sums / np.maximum(sums.sum(axis=1, keepdims=True), _NO_MASS)
     return Route(probabilities=probabilities, label=label, group=group, adapter_passes=passes)
 
 
-def _decide(posterior: FloatArray, components: Components) -> tuple[FloatArray, IntArray, IntArray]:
+def _decide(
+    posterior: FloatArray, components: Components, places: IntArray
+) -> tuple[FloatArray, IntArray, IntArray]:
     """The mass and the likeliest label of each row, and the bundle that contributes most to it."""
     count, labels = len(posterior), len(components.labels)
     # Added up in the order of the components, so that one without mass changes no bit of a sum.
-    places = (np.arange(count)[:, None] * labels + components.label).ravel()
-    flat = np.bincount(places, weights=posterior.ravel(), minlength=count * labels)
-    sums = flat.astype(np.float64, copy=False).reshape(count, labels)
+    flat = np.bincount(places.ravel(), weights=posterior.ravel(), minlength=count * labels)
+    sums: FloatArray = flat.astype(np.float64, copy=False).reshape(count, labels)
     label = sums.argmax(axis=1)
     of_label = components.label == label[:, None]
     best = np.where(of_label, posterior, -1.0).argmax(axis=1)

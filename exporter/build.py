@@ -50,6 +50,8 @@ from exporter.writing import check_absent, write_directory
 
 Progress = Callable[[str], None]
 _PROBE_IMAGES = 2
+# How far from 1 the length of base features may be, in float32.
+_LENGTH_TOLERANCE = 1e-3
 # How many tensors a site's module takes, where that is not one.
 _PROJECTION = ((1, 2), "the tensor it projects, and perhaps what that became")
 _TAKES: dict[str, tuple[tuple[int, ...], str]] = {
@@ -158,8 +160,8 @@ def build_encoder(
             kinds.
         feature_parts: Widths of the parts that base features are put together from; one part when
             absent. They are the suffix's features, the network's own output first.
-        base_features: With `"prefix"` the parts are what the prefix's output ends with, and the
-            suffix gives the network's own output alone.
+        base_features: With `"prefix"` the parts are what the prefix's output ends with, of length
+            one together, and the suffix gives the network's own output alone.
         dtype: What the package stores weights in. The encoder is what they are after rounding.
         progress: Told each step as it begins.
 
@@ -200,6 +202,13 @@ def build_encoder(
             raise EncoderError(
                 f"base features of the prefix alone need the widths of their parts, within the "
                 f"{hidden[0].numel()} values of its output; feature_parts is {feature_parts}"
+            )
+        lengths = hidden.flatten(1)[:, -sum(feature_parts) :].norm(dim=1)
+        if float((lengths - 1).abs().max()) > _LENGTH_TOLERANCE:
+            raise EncoderError(
+                f"base features at the end of the prefix's output have length {lengths[0]:.3g}, "
+                "expected 1; end the prefix with torch.nn.functional.normalize, each part divided "
+                "by the square root of their number"
             )
     elif feature_parts is not None and sum(feature_parts) != features.shape[1]:
         raise EncoderError(

@@ -150,21 +150,27 @@ class Prefix(nn.Module):
     """The encoder's first blocks: images [n, 3, s, s] to hidden [n, c * h * w + taps].
 
     The last block's maps are flattened; after them come the taps, the mean over space of the maps
-    at each depth. The suffix takes them off again and hands them on as features.
+    at each depth. The suffix takes them off again and hands them on as features, unless base
+    features are the prefix's alone: then the taps, each of one length, are those, of length one.
     """
 
-    def __init__(self, net: MobileNetV2, blocks: int, depths: Sequence[int]) -> None:
+    def __init__(
+        self, net: MobileNetV2, blocks: int, depths: Sequence[int], *, alone: bool
+    ) -> None:
         super().__init__()
         self.depths = tuple(depths)
+        self.alone = alone
         self.features = _copied(net, range(blocks + 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Runs the stem and the first blocks."""
         maps, taps = images, {}
+        length = math.sqrt(len(self.depths)) if self.alone else 1.0
         for done, layer in enumerate(self.features.values()):
             maps = layer(maps)
             if done in self.depths:
-                taps[done] = maps.mean(dim=(2, 3))
+                tap = maps.mean(dim=(2, 3))
+                taps[done] = F.normalize(tap, dim=1) / length if self.alone else tap
         return torch.cat([maps.flatten(1), *(taps[depth] for depth in self.depths)], dim=1)
 
 
@@ -272,7 +278,10 @@ def split_mobilenet(
     if outside := [depth for depth in depths if not 1 <= depth <= cut]:
         raise EncoderError(f"depth {outside[0]} is outside the prefix of {cut} blocks")
     taps = [net.block(depth).width for depth in depths]
-    return Prefix(net, cut, depths), Suffix(net, suffix_blocks, taps, alone=prefix_alone)
+    return (
+        Prefix(net, cut, depths, alone=prefix_alone),
+        Suffix(net, suffix_blocks, taps, alone=prefix_alone),
+    )
 
 
 def mobilenet_from_state_dict(state: Mapping[str, Tensor], image_size: int) -> MobileNetV2:

@@ -100,9 +100,7 @@ def _combined(graph: GraphWriter, rows: str, score: CombinedScore) -> str:
     distance = _joined(graph, depths, score.depth_scale, (1.0,) * len(depths))
     centred = graph.add("Sub", rows, graph.constant(score.centre))
     squares = graph.reduced("ReduceSumSquare", centred)
-    # Of the score's own, the directions and what the virtual logit is projected on.
-    behind = score.linear[:, -(components + score.vim.principal.shape[1]) :]
-    columns = np.hstack([score.vim.classifier.weights.T, behind])
+    columns = np.hstack([score.vim.classifier.weights.T, score.linear])
     linear = graph.add("MatMul", centred, graph.constant(columns))
     logits = graph.add("Add", graph.columns(linear, 0, components), graph.constant(score.biases))
     cosines = graph.add(
@@ -116,9 +114,7 @@ def _combined(graph: GraphWriter, rows: str, score: CombinedScore) -> str:
         distance,
         direction,
         _boundary(graph, score, logits, squares),
-        _virtual_logit(
-            graph, score, logits, squares, graph.columns(linear, 2 * components, 1 << 31)
-        ),
+        _virtual_logit(graph, score, logits, graph.columns(linear, 2 * components, 1 << 31)),
     ]
     return _joined(graph, views, score.view_scale, WEIGHTS)
 
@@ -152,13 +148,10 @@ def _boundary(graph: GraphWriter, score: CombinedScore, logits: str, squares: st
     return graph.add("Div", graph.reduced("ReduceSum", lead), scaled)
 
 
-def _virtual_logit(
-    graph: GraphWriter, score: CombinedScore, logits: str, squares: str, projected: str
-) -> str:
+def _virtual_logit(graph: GraphWriter, score: CombinedScore, logits: str, outside: str) -> str:
     """`VimScore.from_logits`."""
-    within = graph.reduced("ReduceSumSquare", projected)
-    residual = graph.add("Sqrt", graph.at_least(graph.add("Sub", squares, within), 0.0))
-    weighed = graph.add("Mul", residual, graph.constant(score.vim.alpha))
+    length = graph.reduced("ReduceL2", outside)
+    weighed = graph.add("Mul", length, graph.constant(score.vim.alpha))
     return graph.add("Sub", weighed, graph.reduced("ReduceLogSumExp", logits))
 
 

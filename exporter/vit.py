@@ -8,6 +8,7 @@ export call it; it never reads a file and never trains.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -216,7 +217,8 @@ class Prefix(nn.Module):
 
     After the tokens come the pooled ones, one for each depth: what the patch tokens are on average
     after that many blocks. The suffix takes them off again and hands them on as features, unless
-    base features are the prefix's alone: then the class token comes last, as it is at the cut.
+    base features are the prefix's alone: then the class token comes last, as it is at the cut, and
+    those at the end, each part of one length, are base features of length one as they are.
     """
 
     def __init__(
@@ -240,6 +242,8 @@ class Prefix(nn.Module):
         ends = [pooled[depth] for depth in self.depths]
         if self.alone:
             ends.append(tokens[:, :1])
+            length = math.sqrt(len(ends))
+            ends = [F.normalize(end, dim=-1) / length for end in ends]
         return torch.cat([tokens, *ends], dim=1)
 
 

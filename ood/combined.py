@@ -53,8 +53,8 @@ class CombinedScore:
         biases: float64 [k], of the linear classifier.
         central: float64 [k], the cosine of each component's direction with the centre, times the
             centre's length.
-        linear: float32 [d, 2k + p], what features less the centre are multiplied with: weights of
-            the classifier, directions of the components, principal directions of the ViM score.
+        linear: float32 [d, k + r], what features less the centre are multiplied with: directions
+            of the components, residual directions of the ViM score.
         boundary: the boundary score.
         vim: the ViM score.
         parts: the distances within each part.
@@ -86,18 +86,17 @@ class CombinedScore:
             PartDistances(head.means[:, a:b], head.covariance[a:b, a:b], slice(a, b))
             for a, b in pairwise(edges)
         ]
+        self._stack = _Stack.of(self.parts)
         self.boundary, self.vim = BoundaryScore(head), VimScore(head)
         classifier = self.vim.classifier
         self.centre, self.biases = classifier.centre, classifier.biases
         directions = l2_normalise(head.means).astype(np.float64)
         self.central = directions @ classifier.centre
-        self.linear = np.hstack([classifier.weights.T, directions.T, self.vim.principal]).astype(
-            np.float32
-        )
+        self.linear = np.hstack([directions.T, self.vim.residual]).astype(np.float32)
         rows = check_features(reference, dim=head.dim)
         self._depth_shares, self._view_shares = log_shares([1.0] * len(widths)), log_shares(WEIGHTS)
         self.depth_scale = spread(self._depths((rows - self.centre).astype(np.float32)))
-        self.view_scale = spread(self._views(rows))
+        self.view_scale = spread(self._views(rows, classifier.of_rows(rows)))
 
     def score(self, features: npt.ArrayLike) -> FloatArray:
         """Return how foreign each sample is, float64 [n]; about 0 for known ones.
@@ -105,11 +104,17 @@ class CombinedScore:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        return self.score_rows(check_features(features, dim=self._dim))
+        rows = check_features(features, dim=self._dim)
+        return self.score_rows(rows, self.vim.classifier.of_rows(rows))
 
-    def score_rows(self, rows: FloatArray) -> FloatArray:
-        """Return the scores of features that were checked before, float64 [n]."""
-        return joined(self._views(rows), self.view_scale, self._view_shares)
+    def score_rows(self, rows: FloatArray, logits: FloatArray) -> FloatArray:
+        """Return the scores of features that were checked before, float64 [n].
+
+        Args:
+            rows: float64 [n, d].
+            logits: float64 [n, k], what the head's `Discriminant` says of them.
+        """
+        return joined(self._views(rows, logits), self.view_scale, self._view_shares)
 
     def views(self, features: npt.ArrayLike) -> FloatArray:
         """Return the scores that are joined, not yet standardised: float64 [n, 4], as `VIEWS`.
@@ -117,24 +122,25 @@ class CombinedScore:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        return self._views(check_features(features, dim=self._dim))
+        rows = check_features(features, dim=self._dim)
+        return self._views(rows, self.vim.classifier.of_rows(rows))
 
-    def _views(self, rows: FloatArray) -> FloatArray:
+    def _views(self, rows: FloatArray, logits: FloatArray) -> FloatArray:
         centred = rows - self.centre
         rounded = centred.astype(np.float32)
         linear = rounded @ self.linear
         components = len(self.biases)
-        logits = linear[:, :components] + self.biases
-        cosines = linear[:, components : 2 * components] + self.central
-        squares = np.vecdot(centred, centred)
+        cosines = linear[:, :components] + self.central
         views = np.empty((len(rows), len(VIEWS)))
         views[:, 0] = joined(self._depths(rounded), self.depth_scale, self._depth_shares)
         views[:, 1] = -cosines.max(axis=1) / np.maximum(np.sqrt(np.vecdot(rows, rows)), 1e-12)
-        views[:, 2] = self.boundary.from_logits(logits, np.sqrt(squares))
-        views[:, 3] = self.vim.from_logits(logits, squares, linear[:, 2 * components :])
+        views[:, 2] = self.boundary.from_logits(logits, np.sqrt(np.vecdot(centred, centred)))
+        views[:, 3] = self.vim.from_logits(logits, linear[:, components:])
         return views
 
     def _depths(self, centred: npt.NDArray[np.float32]) -> FloatArray:
+        if self._stack is not None:
+            return np.log(self._stack.nearest(centred))
         nearest = np.empty((len(centred), len(self.parts)))
         for place, part in enumerate(self.parts):
             nearest[:, place] = part.nearest(centred)
@@ -174,6 +180,32 @@ class PartDistances:
         white, crossed = projected[:, :width], projected[:, width:]
         nearest = np.vecdot(white, white) + (crossed + self.offsets).min(axis=1)
         result: FloatArray = np.maximum(nearest, LEAST_DISTANCE)
+        return result
+
+
+class _Stack:
+    """Several parts of one width, multiplied with in one call."""
+
+    def __init__(self, parts: Sequence[PartDistances]) -> None:
+        self._project = np.stack([part.project for part in parts])
+        self._offsets = np.stack([part.offsets for part in parts])[:, None]
+        # The parts keep views, so that nothing is held twice.
+        for part, project in zip(parts, self._project, strict=True):
+            part.project = project
+
+    @classmethod
+    def of(cls, parts: Sequence[PartDistances]) -> _Stack | None:
+        """Stack them; None where widths differ."""
+        return cls(parts) if len({len(part.centre) for part in parts}) == 1 else None
+
+    def nearest(self, centred: npt.NDArray[np.float32]) -> FloatArray:
+        """What `PartDistances.nearest` gives for each part, float64 [n, parts]."""
+        count, width, _ = self._project.shape
+        rows = centred.reshape(len(centred), count, width).transpose(1, 0, 2)
+        projected = rows @ self._project
+        white, crossed = projected[..., :width], projected[..., width:]
+        nearest = np.vecdot(white, white) + (crossed + self._offsets).min(axis=2)
+        result: FloatArray = np.maximum(nearest.T, LEAST_DISTANCE)
         return result
 
 

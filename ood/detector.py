@@ -138,7 +138,7 @@ class Detector:
         """
         if seen is not None:
             if isinstance(self.scorer, CombinedScore):
-                return self.scorer.score_rows(seen.rows)
+                return self.scorer.score_rows(seen.rows, seen.logits)
             if isinstance(self.scorer, NearbyScore) and seen.look is not None:
                 return self.scorer.score_seen(seen.rows, seen.look)
         return self.scorer.score(features)

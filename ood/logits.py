@@ -43,7 +43,7 @@ class Discriminant:
         """
         return self.of_rows(check_features(features, dim=len(self.centre)))
 
-    def of_rows(self, rows: FloatArray) -> FloatArray:
+    def of_rows(self, rows: npt.NDArray[np.floating]) -> FloatArray:
         """Return the logits of features that were checked before, float64 [n, k]."""
         result: FloatArray = (rows - self.centre) @ self.weights.T + self.biases
         return result

@@ -134,6 +134,7 @@ class BaseEvidence:
     Attributes:
         rows: The samples.
         look: What the mixture's shortlist saw of them; None where all components are looked at.
+        logits: float64 [n, m], those of the components that were looked at.
     """
 
     def __init__(self, mixture: Mixture, rows: FloatArray) -> None:
@@ -141,11 +142,11 @@ class BaseEvidence:
         self.rows = rows
         shortlist = mixture.shortlist
         self.look = None if shortlist is None else shortlist.look(rows)
-        self._logits = mixture.discriminant.of_rows(rows) if self.look is None else self.look.logits
+        self.logits = mixture.discriminant.of_rows(rows) if self.look is None else self.look.logits
 
     def nearest(self) -> npt.NDArray[np.int64]:
         """The component each sample is nearest to, int64 [n]."""
-        place: npt.NDArray[np.int64] = self._logits.argmax(axis=1)
+        place: npt.NDArray[np.int64] = self.logits.argmax(axis=1)
         if self.look is None:
             return place
         result: npt.NDArray[np.int64] = self.look.near[np.arange(len(place)), place]
@@ -161,7 +162,7 @@ class BaseEvidence:
         prior, component, share = mixture.log_prior, mixture.component, mixture.share
         if entries is not None:
             component, share = component[entries], share[entries]
-        logs = self._logits + (prior if self.look is None else prior[self.look.near])
+        logs = self.logits + (prior if self.look is None else prior[self.look.near])
         weights = np.exp(logs - logs.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
         if self.look is not None:
@@ -179,7 +180,7 @@ class BaseEvidence:
         """
         shortlist = self._mixture.shortlist
         if self.look is None or shortlist is None:
-            logits = self._logits[rows][:, components]
+            logits = self.logits[rows][:, components]
         else:
             logits = np.stack(
                 [shortlist.logits(self.look.centred[row], components) for row in rows]

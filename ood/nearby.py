@@ -69,7 +69,7 @@ class NearbyScore:
         widths = part_widths(parts, head.dim)
         self._dim, self._shortlist = head.dim, shortlist
         vim = VimScore(head)
-        self._alpha, self._principal = vim.alpha, vim.principal.astype(np.float32)
+        self._alpha, self._residual = vim.alpha, vim.residual.astype(np.float32)
         self._boundaries = _MeanBoundaries(shortlist)
         self._means: Floats = head.means.astype(np.float32, copy=False)
         self._lengths = np.maximum(np.sqrt(np.einsum("kd,kd->k", self._means, self._means)), 1e-12)
@@ -123,13 +123,11 @@ class NearbyScore:
             others[row, 0] = -(cosines / self._lengths[near]).max() / lengths[row]
             place = int(logits.argmax())
             best = float(logits[place])
-            square = float(sample @ sample)
             boundaries = self._boundaries.mean(look.inside[row], int(near[place]), best)
-            others[row, 1] = -boundaries / max(math.sqrt(square), 1e-12)
-            along = sample @ self._principal
-            residual = math.sqrt(max(square - float(along @ along), 0.0))
+            others[row, 1] = -boundaries / max(math.sqrt(sample @ sample), 1e-12)
+            outside = sample @ self._residual
             energy = best + math.log(np.exp(logits - best).sum())
-            others[row, 2] = self._alpha * residual - energy
+            others[row, 2] = self._alpha * math.sqrt(outside @ outside) - energy
         return np.log(np.maximum(depths, LEAST_DISTANCE)), others
 
     def _distances(self, sample: Floats, near: IntArray) -> list[float]:

@@ -25,7 +25,7 @@ IntArray = npt.NDArray[np.int64]
 # Of 1,500 clusters of real features (benchmarks/many_classes.py) these hold the nearest always and
 # all but 1e-12 of the posterior's mass; 48 directions and 64 candidates miss one in twenty.
 DIRECTIONS: Final = 192
-CANDIDATES: Final = 128
+CANDIDATES: Final = 64
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,8 @@ from ood.validation import FloatArray, check_features, check_labels
 # The least weight of the isotropic target. It keeps the Cholesky factor well conditioned where the
 # samples are many but lie in a subspace (dead features).
 _MIN_SHRINKAGE = 1e-3
+# Between these lengths squares of float64 neither overflow nor lose digits.
+_SAFE = (1e-100, 1e100)
 
 
 def l2_normalise(x: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -38,6 +40,13 @@ def l2_normalise(x: npt.ArrayLike) -> npt.NDArray[np.float32]:
         >>> l2_normalise([[3.0, 4.0]]).tolist()
         [[0.6000000238418579, 0.800000011920929]]
     """
+    rows = np.asarray(x, np.float64)
+    if rows.ndim == 2 and rows.size:
+        norm = np.sqrt(np.vecdot(rows, rows))
+        # False where a number is NaN, infinite, or so large or small that its square is off.
+        if _SAFE[0] < norm.min() and norm.max() < _SAFE[1]:
+            unit: npt.NDArray[np.float32] = (rows / norm[:, None]).astype(np.float32)
+            return unit
     rows = check_features(x)
     # Dividing by the largest entry first keeps the squares of huge and tiny numbers in range.
     peak = np.abs(rows).max(axis=1, keepdims=True)

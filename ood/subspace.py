@@ -24,7 +24,8 @@ class VimScore:
 
     Attributes:
         classifier: where the logits come from.
-        principal: float64 [d, p], the directions in which known samples vary most.
+        residual: float64 [d, r], the directions that are not principal: in which known samples
+            vary least.
         alpha: what a residual of length one weighs.
     """
 
@@ -34,7 +35,7 @@ class VimScore:
         # The law of total covariance, all components alike.
         values, vectors = np.linalg.eigh(_unshrunk(head) + gaps.T @ gaps / len(gaps))
         left = head.dim - principal_size(head.dim)
-        self.principal: FloatArray = vectors[:, left:]
+        self.residual: FloatArray = vectors[:, :left]
         rms = float(np.sqrt(max(values[:left].sum(), 0.0)))
         # A component's logit at its own mean is (μ − c)ᵀΣ⁻¹(μ − c)/2, which its bias is minus.
         level = float(-self.classifier.biases.mean())
@@ -47,27 +48,19 @@ class VimScore:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        rows = check_features(features, dim=len(self.principal))
-        centred = rows - self.classifier.centre
-        return self.from_logits(
-            self.classifier.logits(rows),
-            np.einsum("nd,nd->n", centred, centred),
-            centred @ self.principal,
-        )
+        rows = check_features(features, dim=len(self.residual))
+        outside = (rows - self.classifier.centre) @ self.residual
+        return self.from_logits(self.classifier.of_rows(rows), outside)
 
-    def from_logits(
-        self, logits: FloatArray, squares: FloatArray, projected: npt.NDArray[np.floating]
-    ) -> FloatArray:
+    def from_logits(self, logits: FloatArray, outside: npt.NDArray[np.floating]) -> FloatArray:
         """Return the scores of samples whose logits are known.
 
         Args:
             logits: float64 [n, k].
-            squares: float64 [n], how far each is from the mean of the means, squared.
-            projected: [n, p], each less that mean, on the principal directions.
+            outside: [n, r], each less the mean of the means, along the residual directions.
         """
-        within = np.vecdot(projected, projected)
-        residual = np.sqrt(np.maximum(squares - within, 0.0))
-        result: FloatArray = self.alpha * residual - log_sum_exp(logits)
+        length = np.sqrt(np.vecdot(outside, outside))
+        result: FloatArray = self.alpha * length - log_sum_exp(logits)
         return result
 
 

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import nn
 
+from exporter.architectures import build_mobilenet
 from exporter.build import build_encoder, build_vit
 from exporter.errors import EncoderError
+from exporter.mobilenet import mobilenet_from_state_dict
 from exporter.package import MANIFEST, EncoderPackage
 from exporter.parity import parity
 from exporter.sessions import EncoderSessions
 from exporter.vit import VisionTransformer
 from ood.statistics import l2_normalise
 from tests.exporter.conftest import Array, adapter
+from tests.exporter.test_mobilenet import SIZE, random_images, random_state
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,44 @@ def test_parts_that_the_prefix_does_not_give_are_refused(
             feature_parts=parts,
             base_features="prefix",
         )
+
+
+def test_base_features_of_another_length_than_one_are_refused(tmp_path: Path) -> None:
+    prefix = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16))
+    suffix = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
+    with pytest.raises(EncoderError, match=r"have length .*, expected 1; end the prefix with"):
+        build_encoder(
+            prefix,
+            suffix,
+            sites={"0": 16},
+            image_size=8,
+            name="toy",
+            out=tmp_path / "toy",
+            feature_parts=(8,),
+            base_features="prefix",
+        )
+
+
+def test_a_mobilenets_base_features_are_its_taps(tmp_path: Path) -> None:
+    net = mobilenet_from_state_dict(random_state(), SIZE)
+    package = build_mobilenet(
+        net.state_dict(),
+        image_size=SIZE,
+        suffix_blocks=4,
+        name="m",
+        out=tmp_path / "m",
+        base_features="prefix",
+    )
+    sessions = EncoderSessions(package)
+    images = random_images().numpy()
+    hidden = sessions.prefix(images)
+    features = sessions.base_features(hidden)
+    starts = np.cumsum([0, *package.manifest.feature_parts[:-1]])
+    squares = np.add.reduceat(features.astype(np.float64) ** 2, starts, axis=1)
+    np.testing.assert_allclose(squares, 1 / len(starts), atol=1e-5)
+    with torch.no_grad():
+        expected = net(torch.tensor(images)).numpy()
+    np.testing.assert_allclose(sessions.suffix(hidden), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
