@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-cil bench-cil-full broker clean help
+.PHONY: demo test lint bench bench-cil bench-cil-full broker openvino clean help
 
 help:
 	@echo "make demo   the whole job on real input, about four minutes; results in demo-out/"
 	@echo "make test   all tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make openvino  an environment with ONNX Runtime's build for OpenVINO, for its tests"
 	@echo "make bench  the benchmarks that need no extra data"
 	@echo "make bench-cil       how the strategies learn and forget, one seed, up to 90 minutes"
 	@echo "make bench-cil-full  the same with three seeds, hours; it can be stopped and started again"
@@ -38,6 +39,14 @@ broker:
 	      || echo "mosquitto could not be installed; the embedded broker is used"; \
 	  else echo "no mosquitto here; the embedded broker is used (apt-get install mosquitto for the real one)"; fi; \
 	fi
+
+# OpenVINO comes in a build of ONNX Runtime that cannot lie beside the plain one: an environment of
+# its own, with what a device needs. Its tests say that they were left out where it is not there.
+OPENVINO := .cache/openvino
+
+openvino: $(INSTALLED)
+	@$(BIN)/python tools/openvino_environment.py $(OPENVINO) \
+	  || echo "OpenVINO could not be installed; its tests are left out"
 
 demo: $(INSTALLED) broker
 	$(BIN)/python -m examples.demo --out demo-out

@@ -22,6 +22,7 @@ import onnxruntime
 
 from exporter.errors import EncoderError
 from exporter.package import EncoderPackage
+from exporter.providers import running
 from exporter.sessions import EncoderSessions, check_rows, check_tensors, in_batches, rows_at_once
 
 Array = npt.NDArray[np.float32]
@@ -82,12 +83,17 @@ class AttachedAdapter:
             replacing or removing it is harmless.
 
     Raises:
-        EncoderError: The file is not readable, not what its name says, or not this encoder's.
+        EncoderError: The file is not readable, not what its name says, or not this encoder's; or
+            the suffix runs on a provider that has to be fed.
     """
 
     def __init__(self, sessions: EncoderSessions, family: str, path: Path) -> None:
         self._package = sessions.package
         self._session = sessions.suffix_session(family)
+        if not self._session.get_overridable_initializers():
+            raise EncoderError(
+                f"on {running(self._session)} an adapter cannot be attached from a file; feed it"
+            )
         _check_digest(path)
         try:
             form = onnxruntime.AdapterFormat.read_adapter(str(path))

@@ -16,6 +16,7 @@ from exporter.derived import bank_graph, read_derived
 from exporter.errors import EncoderError
 from exporter.families import RANK, adapter_family
 from exporter.package import EncoderPackage
+from exporter.probing import tolerance
 from exporter.sessions import (
     EncoderSessions,
     check_rows,
@@ -90,8 +91,14 @@ class BankSuffix:
         self._package.family(family)
         graph = read_derived(self._package, bank_graph(family))
         weights = self._package.named_weights(graph.weights)
-        source = bank_graph(family)
-        self._session = open_session(graph.data, weights, threads=sessions.threads, source=source)
+        self._session = open_session(
+            graph.data,
+            weights,
+            source=bank_graph(family),
+            settings=sessions.settings,
+            tolerance=tolerance(self._package),
+            at_once=rows_at_once(self._package),
+        )
 
     def run(self, hidden: Array, bank: AdapterBank, index: npt.NDArray[np.int64]) -> Array:
         """Runs every row with its own adapter.

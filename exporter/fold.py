@@ -20,6 +20,8 @@ from exporter.families import adapter_family, attached_sites
 from exporter.families.base import LinearFamily
 from exporter.package import EncoderPackage
 from exporter.places import place
+from exporter.probing import tolerance
+from exporter.providers import RuntimeSettings
 from exporter.sessions import (
     EncoderSessions,
     check_rows,
@@ -112,7 +114,8 @@ class Folder:
         """
         package = self._sessions.package
         weights = folded_weights(package, family, tensors, self._weights)
-        suffix = FoldedSuffix(package, self._graph.data, weights, self._sessions.threads)
+        settings = self._sessions.settings
+        suffix = FoldedSuffix(package, self._graph.data, weights, settings=settings)
         rng = np.random.default_rng(_PROBE_SEED)
         probe = rng.standard_normal((1, *package.hidden_shape), dtype=np.float32)
         expected = self._sessions.suffix(probe, tensors, family)
@@ -133,7 +136,8 @@ class FoldedSuffix:
         package: The encoder.
         graph: Its bare suffix.
         weights: What `folded_weights` gave.
-        threads: Threads for one run.
+        threads: Threads for one run, where no settings are given.
+        settings: How the session is made.
     """
 
     def __init__(
@@ -141,11 +145,18 @@ class FoldedSuffix:
         package: EncoderPackage,
         graph: bytes,
         weights: Mapping[str, npt.NDArray[np.generic]],
-        threads: int,
+        threads: int = 1,
+        *,
+        settings: RuntimeSettings | None = None,
     ) -> None:
         self._package = package
         self._session: onnxruntime.InferenceSession = open_session(
-            graph, weights, threads=threads, source=BARE_GRAPH
+            graph,
+            weights,
+            source=BARE_GRAPH,
+            settings=settings or RuntimeSettings(threads=threads),
+            tolerance=tolerance(package),
+            at_once=rows_at_once(package),
         )
 
     def run(self, hidden: Array) -> Array:

@@ -7,9 +7,9 @@ accepts tensors of another rank or leaves one at its default.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
-from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,19 @@ import onnxruntime
 
 from exporter.errors import EncoderError
 from exporter.package import PREFIX_GRAPH, EncoderPackage
+from exporter.probing import TOLERANCE, neutral, problem, tolerance
+from exporter.providers import (
+    CPU,
+    PROVIDERS,
+    ProviderName,
+    RuntimeSettings,
+    available,
+    chosen,
+    level,
+    nodes_taken,
+    running,
+)
+from exporter.required_inputs import required_inputs
 from ood.statistics import l2_normalise
 
 Array = npt.NDArray[np.float32]
@@ -24,13 +37,16 @@ Array = npt.NDArray[np.float32]
 # Rows run at once: bounds the memory that intermediate values take, whatever a caller sends.
 BATCH_ROWS = 64
 
+log = logging.getLogger(__name__)
+
 
 class EncoderSessions:
     """The encoder, ready to run; safe to use from several threads at once.
 
     Args:
         package: The encoder.
-        threads: Threads for one run.
+        threads: Threads for one run, where no settings are given.
+        settings: How the sessions are made.
 
     Example:
         >>> from exporter.package import default_encoder_package
@@ -40,13 +56,16 @@ class EncoderSessions:
         (2, 576)
     """
 
-    def __init__(self, package: EncoderPackage, threads: int = 1) -> None:
+    def __init__(
+        self, package: EncoderPackage, threads: int = 1, *, settings: RuntimeSettings | None = None
+    ) -> None:
         self.package = package
-        self.threads = threads
+        self.settings = settings or RuntimeSettings(threads=threads)
+        self.threads = self.settings.threads
         size = package.image_size
         self._image_shape = (3, size, size)
         self._rows = rows_at_once(package)
-        self._prefix = _session(package, PREFIX_GRAPH, threads)
+        self._prefix = _session(package, PREFIX_GRAPH, self.settings)
         self._suffixes: dict[str, onnxruntime.InferenceSession] = {}
         self._lock = threading.Lock()
 
@@ -81,12 +100,8 @@ class EncoderSessions:
         if not self.package.base_from_prefix:
             return l2_normalise(self.suffix(hidden))
         check_rows(hidden, self.package.hidden_shape, "hidden")
-        widths = self.package.manifest.feature_parts
-        rows = hidden.reshape(len(hidden), -1)[:, -sum(widths) :].astype(np.float64)
-        starts = [0, *accumulate(widths[:-1])]
-        norms = np.sqrt(np.add.reduceat(rows * rows, starts, axis=1))
-        norms[norms == 0] = 1.0
-        return l2_normalise(rows / np.repeat(norms, widths, axis=1))
+        flat = hidden.reshape(len(hidden), -1)
+        return np.ascontiguousarray(flat[:, -self.package.feature_dim :])
 
     def suffix(
         self,
@@ -109,11 +124,11 @@ class EncoderSessions:
         """
         family = family or self.package.families[0]
         check_rows(hidden, self.package.hidden_shape, "hidden")
-        feeds = {}
+        session, shape = self.suffix_session(family), (self.package.suffix_dim,)
+        feeds = neutral(session)
         if tensors:
             check_tensors(self.package, family, tensors)
             feeds = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        session, shape = self.suffix_session(family), (self.package.suffix_dim,)
         return _run(session, "hidden", hidden, feeds, shape, at_once=self._rows)
 
     def suffix_session(self, family: str) -> onnxruntime.InferenceSession:
@@ -125,8 +140,14 @@ class EncoderSessions:
         with self._lock:
             if family not in self._suffixes:
                 graph = self.package.family(family).graph
-                self._suffixes[family] = _session(self.package, graph, self.threads)
+                self._suffixes[family] = _session(self.package, graph, self.settings)
             return self._suffixes[family]
+
+    def running(self) -> dict[str, str]:
+        """What runs each graph that was opened, by short name: `prefix`, `suffix-FAMILY`."""
+        with self._lock:
+            suffixes = {f"suffix-{family}": one for family, one in self._suffixes.items()}
+        return {name: running(one) for name, one in {"prefix": self._prefix, **suffixes}.items()}
 
 
 class FedAdapter:
@@ -163,11 +184,20 @@ class FedAdapter:
         return _run(self._session, "hidden", hidden, self._feeds, shape, at_once=rows)
 
 
-def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
-    """Options for a device that has other work to do: few threads, none of them spinning."""
+def session_options(
+    threads: int = 1, settings: RuntimeSettings | None = None
+) -> onnxruntime.SessionOptions:
+    """Options for a device that has other work to do: few threads, none of them spinning.
+
+    Args:
+        threads: Threads for one run, where no settings are given.
+        settings: How the session is made.
+    """
+    settings = settings or RuntimeSettings(threads=threads)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
+    options.graph_optimization_level = level(settings.graph_optimisation)
     options.log_severity_level = 3
     # The arena keeps what the largest batch took, more than a small encoder's weights, and runs are
     # no faster with it.
@@ -209,29 +239,79 @@ def check_tensors(
 
 
 def open_session(
-    graph: bytes, weights: Mapping[str, npt.NDArray[np.generic]], *, threads: int, source: str
+    graph: bytes,
+    weights: Mapping[str, npt.NDArray[np.generic]],
+    *,
+    source: str,
+    threads: int = 1,
+    settings: RuntimeSettings | None = None,
+    tolerance: float = TOLERANCE,
+    at_once: int = BATCH_ROWS,
 ) -> onnxruntime.InferenceSession:
     """Makes a session of a graph without weights and the weights it names.
+
+    The first provider of the settings that this machine has, that takes the graph and that computes
+    what the CPU does is what runs it; each that does not is named in a warning.
 
     Args:
         graph: The graph.
         weights: The weights by initialiser name; the session keeps a copy.
-        threads: Threads for one run.
         source: What to call the graph in an error.
+        threads: Threads for one run, where no settings are given.
+        settings: How the session is made.
+        tolerance: What a provider's results may differ by from the CPU's, relative to their size.
+        at_once: How many rows the session may be run on at once.
 
     Raises:
         EncoderError: ONNX Runtime cannot load it.
     """
-    options = session_options(threads)
+    settings = settings or RuntimeSettings(threads=threads)
+    for name in chosen(settings.providers, available())[:-1]:
+        try:
+            session = _opened(graph, weights, settings, name, source)
+            reference = _opened(graph, weights, RuntimeSettings(), CPU, source)
+            wrong = problem(session, reference, tolerance=tolerance, at_once=at_once)
+        except Exception as error:  # noqa: BLE001 - providers raise what they like
+            wrong = str(error).strip().partition("\n")[0]
+        if wrong is None:
+            return session
+        log.warning("%s does not run %s, the next provider is tried: %s", name, source, wrong)
+    return _opened(graph, weights, settings, CPU, source)
+
+
+def _opened(
+    graph: bytes,
+    weights: Mapping[str, npt.NDArray[np.generic]],
+    settings: RuntimeSettings,
+    name: ProviderName,
+    source: str,
+) -> onnxruntime.InferenceSession:
+    provider = PROVIDERS[name]
+    options = session_options(settings=settings)
     options.add_external_initializers(
         list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in weights.values()]
     )
+    wanted = (provider.execution_provider, dict(provider.options(settings.threads)))
+    behind = [] if name == CPU else [PROVIDERS[CPU].execution_provider]
+    if name != CPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            required_inputs(graph) if provider.compiles else graph,
+            options,
+            providers=[wanted, *behind],
+            # Or a provider that fails is replaced without a word.
+            enable_fallback=0,
+        )
     except Exception as error:  # the runtime's own exceptions share no public base
         raise EncoderError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {source}: {error}"
         ) from error
+    if running(session) != name:
+        raise EncoderError(f"ONNX Runtime took {running(session)} instead")
+    if name != CPU and nodes_taken(session, name) == 0:
+        raise EncoderError("it takes none of the graph's nodes")
+    return session
 
 
 def check_rows(rows: Array, shape: tuple[int, ...], what: str) -> None:
@@ -262,12 +342,16 @@ def in_batches(
     return np.concatenate(outputs) if outputs else np.empty((0, *shape), np.float32)
 
 
-def _session(package: EncoderPackage, graph: str, threads: int) -> onnxruntime.InferenceSession:
+def _session(
+    package: EncoderPackage, graph: str, settings: RuntimeSettings
+) -> onnxruntime.InferenceSession:
     return open_session(
         package.read(graph),
         package.graph_weights(graph),
-        threads=threads,
         source=str(package.path / graph),
+        settings=settings,
+        tolerance=tolerance(package),
+        at_once=rows_at_once(package),
     )
 
 
