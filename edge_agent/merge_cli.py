@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -23,11 +22,13 @@ from adapter_store.blobs import write_durably
 from adapter_store.bundle import bundle_digest
 from edge_agent.errors import TrainingDataError
 from edge_agent.fit import load_labelled
-from edge_agent.merged import MergedBundle, merge_bundles
+from edge_agent.merged import Adapters, Importances, MergedBundle, merge_bundles
+from exporter.console import training_extra
 from exporter.merging import (
     Change,
     Merged,
     arithmetic,
+    by_importance,
     dare,
     merged,
     side_by_side,
@@ -37,12 +38,12 @@ from exporter.merging import (
 from exporter.package import EncoderPackage, default_encoder_package
 from exporter.sessions import EncoderSessions
 
-METHODS = ("average", "weighted", "statistics", "arithmetic", "ties", "dare", "side-by-side")
+METHODS = (
+    "average", "weighted", "statistics", "fisher", "arithmetic", "ties", "dare", "side-by-side",
+)  # fmt: skip
 # What their papers use where nothing can be tuned on.
 _ARITHMETIC_SCALE = 0.4
 _TIES_SCALE = 1.0
-
-Adapters = Sequence[Mapping[str, NDArray[np.float32]]]
 
 
 @click.command()
@@ -90,6 +91,9 @@ def merge(
     """
     if len(data) != len(bundles):
         raise click.UsageError(f"{len(bundles)} bundles need as many --data; found {len(data)}")
+    if settings["method"] == "fisher":
+        with training_extra():
+            import edge_agent.importance  # noqa: F401, PLC0415 - before anything is computed
     package = EncoderPackage.load(encoder_path) if encoder_path else default_encoder_package()
     made = merge_bundles(
         EncoderSessions(package, threads=os.cpu_count() or 1),
@@ -105,7 +109,11 @@ def merge(
 
 
 def way(
-    settings: Mapping[str, Any], family: str, adapters: Adapters, samples: Sequence[int]
+    settings: Mapping[str, Any],
+    family: str,
+    adapters: Adapters,
+    samples: Sequence[int],
+    importances: Importances,
 ) -> Merged:
     """Merges adapters as the command's options say.
 
@@ -114,6 +122,7 @@ def way(
         family: The adapters' family.
         adapters: Their tensors.
         samples: How many samples each was trained on.
+        importances: How much each of their numbers matters; asked by `fisher` alone.
     """
     method, rank = settings["method"], settings["rank"]
     weights = {"weighted": settings["weight"], "statistics": samples}.get(method)
@@ -126,10 +135,14 @@ def way(
         rng = np.random.default_rng(settings["seed"])
         return weighted(dare(changes, settings["drop"], rng), shares)
 
+    def by_information(changes: Sequence[Change]) -> Change:
+        return by_importance(changes, importances())
+
     ways: dict[str, Callable[[Sequence[Change]], Change]] = {
         "arithmetic": partial(arithmetic, scale=_ARITHMETIC_SCALE if scale is None else scale),
         "ties": partial(ties, keep=settings["keep"], scale=_TIES_SCALE if scale is None else scale),
         "dare": dropped,
+        "fisher": by_information,
     }
     chosen = ways.get(method, partial(weighted, weights=shares))
     return merged(family, adapters, chosen, rank=rank)

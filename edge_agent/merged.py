@@ -22,7 +22,7 @@ from edge_agent.errors import TrainingDataError
 from edge_agent.fit import Labelled, split
 from exporter.errors import EncoderError
 from exporter.families import adapter_family, largest_rank
-from exporter.merging import Merged
+from exporter.merging import Change, Merged
 from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
 from ood.calibration import score_quantiles
@@ -37,6 +37,10 @@ _TASK_LENGTH: Final = 200
 Floats = NDArray[np.float32]
 Names = NDArray[np.object_]
 Adapters = Sequence[Mapping[str, Floats]]
+Importances = Callable[[], list[Change]]
+# Merges adapters: given their family, tensors, numbers of samples and, when called, how much each
+# of their numbers matters on their own samples.
+Way = Callable[[str, Adapters, Sequence[int], Importances], Merged]
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def merge_bundles(
     sessions: EncoderSessions,
     packed: Sequence[bytes],
     samples: Sequence[Labelled],
-    way: Callable[[str, Adapters, Sequence[int]], Merged],
+    way: Way,
     *,
     created_at: float,
     created_by: str,
@@ -103,7 +107,7 @@ def merge_bundles(
         packed: The bundles, at least two, of one family.
         samples: Each bundle's labelled samples; better ones that it was not trained on, or what
             is measured is too good.
-        way: Merges adapters: given their family, tensors and numbers of samples.
+        way: Merges adapters; importances need torch, and are computed when it asks for them.
         created_at: Seconds since the epoch.
         created_by: Who merges.
         holdout: Share of every class that is measured on and not learned from.
@@ -116,7 +120,12 @@ def merge_bundles(
     bundles = [unpack(data) for data in packed]
     family = _check(sessions, bundles, samples)
     tasks = [_encoded(sessions, each, holdout) for each in samples]
-    made = way(family, [b.tensors for b in bundles], [b.manifest.samples for b in bundles])
+    made = way(
+        family,
+        [bundle.tensors for bundle in bundles],
+        [bundle.manifest.samples for bundle in bundles],
+        lambda: _importances(sessions, bundles, tasks),
+    )
     base = bundles[0].base
     for bundle in bundles[1:]:
         base = base.merge(bundle.base)
@@ -210,6 +219,20 @@ def _encoded(sessions: EncoderSessions, samples: Labelled, holdout: float) -> _T
         base=sessions.base_features(hidden),
         labels=np.array(samples.labels, dtype=object),
         held=split(samples.labels, holdout=holdout, seed=0),
+    )
+
+
+def _importances(
+    sessions: EncoderSessions, bundles: Sequence[Bundle], tasks: Sequence[_Task]
+) -> list[Change]:
+    """How much each adapter's numbers matter on its task's samples that are not held out."""
+    from edge_agent.importance import importances  # noqa: PLC0415 - torch, for one way of merging
+
+    return importances(
+        sessions.package,
+        bundles,
+        [task.hidden[~task.held] for task in tasks],
+        [task.labels[~task.held] for task in tasks],
     )
 
 

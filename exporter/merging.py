@@ -192,6 +192,59 @@ def changes_of(family_name: str, tensors: Mapping[str, Array]) -> Change:
     return found
 
 
+def aligned(family_name: str, adapters: Sequence[Mapping[str, Array]]) -> list[Change]:
+    """What several adapters change, of the same names and shapes: smaller ranks padded.
+
+    Raises:
+        EncoderError: They are not alike, or fewer than two.
+    """
+    family = adapter_family(family_name)
+    _check_alike(family, adapters)
+    rank = max(largest_rank(family, tensors) for tensors in adapters)
+    return [changes_of(family_name, _padded(family, tensors, rank)) for tensors in adapters]
+
+
+def spelt_out(family_name: str, change: Change) -> dict[str, Array]:
+    """An adapter that makes a change exactly, its products as they are in their left factors.
+
+    The right factors are identities, so a gradient by a left factor is the gradient by the product.
+    All of them have the rank of the widest product, which no stored adapter would.
+
+    Args:
+        family_name: The family; one with products has no other tensors with a rank.
+        change: What the adapter changes, as `changes_of` gives it.
+    """
+    family = adapter_family(family_name)
+    parts = {name: _param(name).partition(_PRODUCT) for name in change}
+    widths = [value.shape[1] for name, value in change.items() if parts[name][1]]
+    rank = max(widths, default=0)
+    found = {}
+    for name, value in change.items():
+        left, product, right = parts[name]
+        if not product:
+            found[name] = value.astype(np.float32)
+            continue
+        assert (left, right) in family.products
+        site, width = name.removesuffix(_param(name)), value.shape[1]
+        found[site + left] = np.pad(value, ((0, 0), (0, rank - width))).astype(np.float32)
+        found[site + right] = np.eye(rank, width, dtype=np.float32)
+    return found
+
+
+def read_back(change: Change, values: Mapping[str, npt.NDArray[np.float64]]) -> Change:
+    """Values that belong to the entries of a change, from those of its `spelt_out` tensors.
+
+    Args:
+        change: What the adapter changes.
+        values: One for every number of the tensors, such as gradients by them.
+    """
+    found: Change = {}
+    for name, value in change.items():
+        left = name.partition(_PRODUCT)[0]
+        found[name] = values[left][tuple(slice(size) for size in value.shape)]
+    return found
+
+
 def adapter_of(family_name: str, change: Change, rank: int) -> Merged:
     """An adapter that makes a change, as nearly as its rank allows.
 
@@ -249,14 +302,9 @@ def merged(
         {'a/scale': array([0.5, 2. ], dtype=float32)}
     """
     family = adapter_family(family_name)
-    _check_alike(family, adapters)
+    changes = aligned(family_name, adapters)
     own = max(largest_rank(family, tensors) for tensors in adapters)
-    padded = [_padded(family, tensors, own) for tensors in adapters]
-    found = adapter_of(
-        family_name,
-        way([changes_of(family_name, tensors) for tensors in padded]),
-        own if rank is None else rank,
-    )
+    found = adapter_of(family_name, way(changes), own if rank is None else rank)
     if rank is None or rank == own or family.products:
         return found
     if not family.ranked or rank > own:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 
 from adapter_store.bundle import bundle_digest, pack, unpack
 from adapter_store.errors import DiskFullError, WrongEncoderError
+from edge_agent import importance
 from edge_agent.errors import TrainingDataError
 from edge_agent.merge_cli import METHODS, merge
 from exporter.errors import EncoderError
@@ -70,6 +73,55 @@ def test_the_same_merge_gives_the_same_adapter(folder: Path) -> None:
     run(folder, "--method", "dare", "--seed", "7")
     again = unpack((folder / "out.bundle").read_bytes())
     assert all(np.array_equal(first.tensors[name], again.tensors[name]) for name in first.tensors)
+
+
+def test_fisher_merging_weighs_every_number_by_itself(folder: Path) -> None:
+    run(folder, "--method", "fisher")
+    found = unpack((folder / "out.bundle").read_bytes()).tensors
+    one, two = (unpack((folder / f"{name}.bundle").read_bytes()).tensors for name in "ab")
+    shares = []
+    for name, value in found.items():
+        apart = np.abs(two[name] - one[name]) > 0.1
+        shares.append(((value - one[name])[apart] / (two[name] - one[name])[apart]).ravel())
+    second = np.concatenate(shares)
+    assert second.min() >= -0.1  # the codec rounds
+    assert second.max() <= 1.1
+    assert np.mean(second < 0.3) > 0.1
+    assert np.mean(second > 0.7) > 0.1
+
+
+def test_fisher_information_is_of_each_bundle_s_samples_that_are_not_held_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def recorded(_: Any, family: str, change: Any, hidden: Any, likely: Any) -> Any:
+        seen.append((family, len(hidden)))
+        return {name: np.ones_like(value) for name, value in change.items()}
+
+    monkeypatch.setattr(importance, "diagonal_fisher", recorded)
+    run(folder, "--method", "fisher")
+    equal = unpack((folder / "out.bundle").read_bytes()).tensors
+    assert seen == [("bottleneck", 14), ("bottleneck", 14)]
+    monkeypatch.setattr(importance, "_MOST_SAMPLES", 5)
+    run(folder, "--method", "fisher")
+    assert seen[2:] == [("bottleneck", 5), ("bottleneck", 5)]
+    run(folder, "--method", "average")
+    average = unpack((folder / "out.bundle").read_bytes()).tensors
+    assert all(np.array_equal(equal[name], average[name]) for name in average)
+
+
+def test_only_fisher_merging_needs_torch_and_says_so_before_anything_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "edge_agent.importance")
+    assert "'torch', which is not installed; install driftkeel[train]" in run(
+        folder, "--method", "fisher"
+    )
+    assert not (folder / "out.bundle").exists()
+    run(folder, "--method", "average")
+    assert (folder / "out.bundle").exists()
 
 
 def test_a_bundle_of_another_encoder_is_refused(folder: Path) -> None:
