@@ -26,7 +26,8 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
-from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 from exporter.quantise_static import corrected, sensitivities, stem
 
@@ -35,6 +36,8 @@ Feeds = Mapping[str, npt.NDArray[np.float32]]
 # A convolution keeps its weights when rounding them alone changes the output by more than this.
 _SENSITIVE: Final = 0.04
 _INT4_BLOCK: Final = 32
+# Made and summed in float32 by ONNX Runtime's CPU provider only.
+_SINGLE_ONLY: Final = ("ConstantOfShape", "ScatterElements")
 # MatMulNBits' level 4: activations become int8 within each row and block, whatever the batch.
 _INT8_ACTIVATIONS: Final = 4
 
@@ -116,7 +119,11 @@ def int4_weights(model: ModelProto, feeds: Sequence[Feeds]) -> ModelProto:
 def half_precision(model: ModelProto, feeds: Sequence[Feeds]) -> ModelProto:
     """Everything in float16 but inputs and outputs; for providers that compute in it."""
     del feeds
-    halved: ModelProto = convert_float_to_float16(model, keep_io_types=True)
+    halved: ModelProto = convert_float_to_float16(
+        model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_SINGLE_ONLY]
+    )
+    # The conversion leaves casts behind the nodes that take them, which only ONNX Runtime accepts.
+    OnnxModel.graph_topological_sort(halved.graph)
     return halved
 
 

@@ -29,7 +29,7 @@ from exporter.programs import reference_features
 from exporter.quantise import quantise, relative_difference
 from exporter.quantise_methods import METHODS
 from exporter.sessions import EncoderSessions
-from tests.exporter.conftest import Array, adapter
+from tests.exporter.conftest import Array, adapter, moved
 from tests.exporter.test_attach import run
 from tests.exporter.test_cli import bundle_of
 
@@ -210,6 +210,20 @@ def test_half_precision_serves_with_adapters_in_single(
     features = found.suffix(found.prefix(images), tensors)
     assert features.dtype == np.float32
     assert relative_difference(features, expected) < 0.01
+
+
+def test_a_float16_suffix_that_scatters_runs_here_and_in_a_file_of_its_own(
+    encoders: dict[str, EncoderSessions], images: Array, tmp_path: Path
+) -> None:
+    """No CPU provider adds up entries in float16, and a file needs its nodes in order."""
+    whole = encoders["vit"]
+    half = quantise(whole.package, tmp_path / "half", method="float16")
+    tensors = moved(half, "sparse", 3)
+    hidden = EncoderSessions(half).prefix(images)
+    report = parity(half, "sparse", tensors, hidden, forms=("fed", "standalone"), tolerance=0.01)
+    assert not report.left_out
+    found = EncoderSessions(half).suffix(hidden, tensors, "sparse")
+    assert relative_difference(found, whole.suffix(hidden, tensors, "sparse")) < 0.01
 
 
 def test_convolutions_become_integers_but_for_the_first(
