@@ -64,10 +64,14 @@ class BlobStore:
 
     Args:
         root: The directory; it is made if it is not there.
+        recover: False where it is only read, perhaps beside a process that writes; then opening it
+            removes nothing and makes nothing.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, recover: bool = True) -> None:
         self.root = root
+        if not recover:
+            return
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob("*/.*.tmp"):
             leftover.unlink(missing_ok=True)

@@ -142,19 +142,22 @@ class StateReader:
         StoreError: There is no device's state there, or another version wrote it.
 
     Attributes:
+        path: The directory.
         journal: Samples and labels.
         episodes: Episodes.
         generations: Generations; nothing is recovered.
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         database = path / "driftkeel.db"
         if not database.is_file():
             raise StoreError(f"{path} is no agent's state directory: it has no driftkeel.db")
         self._engine = create_engine(f"sqlite:///file:{database}?mode=ro&uri=true")
         self.journal = Journal(self._engine, self._engine)
         self.episodes = EpisodeStore(self._engine)
-        self.generations = GenerationStore(path, BlobStore(path / "blobs"), recover=False)
+        blobs = BlobStore(path / "blobs", recover=False)
+        self.generations = GenerationStore(path, blobs, recover=False)
 
     def close(self) -> None:
         """Let the files go."""

@@ -15,6 +15,10 @@ class InstallError(AgentError):
     """A candidate generation failed its checks; the running one still serves."""
 
 
+class ExportError(AgentError):
+    """A generation cannot be written as one model."""
+
+
 class TrainingDataError(AgentError):
     """The labelled samples given to ``agent fit`` cannot be used."""
 

@@ -95,3 +95,14 @@ def test_a_blob_that_could_not_be_written_leaves_nothing(tmp_path, disk, content
             break
     assert step > 4
     assert blobs.get(digest) == b"hello"
+
+
+def test_a_store_that_is_only_read_leaves_alone_what_another_process_is_writing(tmp_path) -> None:
+    root = tmp_path / "blobs"
+    digest = BlobStore(root).put(b"here")
+    under_way = root / digest[:2] / f".{digest}.1.1.tmp"
+    under_way.write_bytes(b"half")
+    assert BlobStore(root, recover=False).get(digest) == b"here"
+    assert under_way.exists()
+    BlobStore(root)
+    assert not under_way.exists()
