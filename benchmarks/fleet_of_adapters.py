@@ -1,7 +1,8 @@
 """A thousand bundles for one encoder, made when they are asked for: they only have to cost time.
 
-Class means are features of real samples and some noise, adapters are random and small, so that
-routing has something to decide. Accuracy of such bundles means nothing. Used by `runtime`.
+Class means are features of real samples and some noise, adapters are random and small. Two bundles
+look the same in the base space and differ in their adapters', so that one look often leads to a
+second. Accuracy of such bundles means nothing. Used by `runtime`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Floats = NDArray[np.float32]
 RANK: Final = 16
 _CLASSES: Final = 2
 _SAMPLES: Final = 8
-_SPREAD: Final = 0.02
+_SPREAD: Final = 0.2
+_OWN_SPREAD: Final = 0.05
 
 
 class Fleet(Mapping[str, Bundle]):
@@ -43,12 +45,10 @@ class Fleet(Mapping[str, Bundle]):
 
     def __getitem__(self, digest: str) -> Bundle:
         index = self._digests[digest]
-        rng = np.random.default_rng(index)
-        places = rng.integers(0, len(self._features), _CLASSES)
         labels = [f"class {index}.{k}" for k in range(_CLASSES) for _ in range(_SAMPLES)]
-        rows = np.repeat(self._features[places], _SAMPLES, axis=0)
-        base = l2_normalise(rows + rng.normal(0, _SPREAD, rows.shape).astype(np.float32))
-        own = l2_normalise(base[:, : self._package.network_dim])
+        base = self._samples(index // 2, self._package.feature_dim, _SPREAD)
+        rng = np.random.default_rng(index)
+        own = self._samples(index + len(self), self._package.network_dim, _OWN_SPREAD)
         family = self._package.families[0]
         statistics = ClassStatistics.fit(base, labels)
         manifest = Manifest(
@@ -75,6 +75,13 @@ class Fleet(Mapping[str, Bundle]):
             own=ClassStatistics.fit(own, labels),
             signature=self._signature,
         )
+
+    def _samples(self, seed: int, width: int, spread: float) -> Floats:
+        """Samples of each class, float32 [classes * samples, width]."""
+        rng = np.random.default_rng(seed)
+        places = rng.integers(0, len(self._features), _CLASSES)
+        rows = np.repeat(self._features[places, :width], _SAMPLES, axis=0)
+        return l2_normalise(rows + rng.normal(0, spread, rows.shape).astype(np.float32))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._digests)

@@ -27,8 +27,8 @@ from ood.statistics import ClassStatistics, l2_normalise
 
 Floats = NDArray[np.float32]
 
-DIRECTIONS: Final = (48, 96, 192, 288)
-CANDIDATES: Final = (64, 128)
+DIRECTIONS: Final = (96, 128, 160, 192, 288)
+CANDIDATES: Final = (32, 64, 128)
 COUNTS: Final = (10, 100, 1000, 5000)
 _CLUSTERS: Final = 1500
 _TESTED: Final = 2000

@@ -8,7 +8,7 @@ score and every adapter pass share it. Nothing here journals, alarms or writes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from adapter_store.bundle import FROZEN, Bundle
 from edge_agent.adapters import Adapters
 from edge_agent.alignment import Alignment
+from edge_agent.beside import Beside
 from edge_agent.decision import Decision, OwnHeads
 from edge_agent.errors import InstallError
 from edge_agent.prepared import Prepared
@@ -156,6 +157,7 @@ class Serving:
         self.labels = self._decision.labels
         self._suffix_share = suffix_share(sessions.package)
         self._base_passes = base_passes(sessions.package)
+        self._beside = Beside(threads=sessions.threads)
 
     def predict(self, images: NDArray[np.uint8]) -> list[Answer]:
         """Answer a batch: uint8 [n, h, w, 3].
@@ -247,15 +249,20 @@ class Serving:
         features = self._sessions.base_features(hidden)
         base = self.detector.mixture.evidence(features)
         # How foreign a sample is goes by what came: aligning must not hide that it is new.
-        scores = self.detector.score(features, base)
-        p_values = self.detector.p_values(scores)
-        routed = self._route(hidden, features, base)
-        answers = self._answers(routed, scores, p_values)
+        scoring = self._beside.later(lambda: self.detector.score(features, base))
+        routed = self._route(hidden, features, base, scoring.begin)
+        scores = scoring.value()
+        answers = self._answers(routed, scores, self.detector.p_values(scores))
         return Inference(answers, features, scores, base.nearest())
 
     def _route(
-        self, hidden: NDArray[np.float32], features: NDArray[np.float32], base: BaseEvidence
+        self,
+        hidden: NDArray[np.float32],
+        features: NDArray[np.float32],
+        base: BaseEvidence,
+        waiting: Callable[[], None],
     ) -> Route:
+        """Decide; `waiting` is called before every adapter's pass."""
         settled = None
         if self._alignment is not None:
             mixture = self.detector.mixture
@@ -266,7 +273,10 @@ class Serving:
 
         def look(group: int, rows: IntArray) -> FloatArray | None:
             adapter = self._adapters.get(self._order[group])
-            return None if adapter is None else adapter.log_likelihoods(hidden[rows])
+            if adapter is None:
+                return None
+            waiting()
+            return adapter.log_likelihoods(hidden[rows])
 
         return self._decision.route(base, look, settled=settled)
 

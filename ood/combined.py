@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ood.errors import OodError
-from ood.logits import BoundaryScore, log_sum_exp
+from ood.logits import BoundaryScore, Discriminant, log_sum_exp
 from ood.statistics import GaussianHead, l2_normalise
 from ood.subspace import VimScore
 from ood.validation import FloatArray, check_features
@@ -47,6 +47,7 @@ class CombinedScore:
         head: the Gaussian head of everything installed.
         reference: l2-normalised features [m, d] of known samples that are not in the statistics.
         parts: the widths of the parts that features are put together from; one of d when empty.
+        classifier: the head's discriminant, where that is known.
 
     Attributes:
         centre: float64 [d], the mean of the components' means.
@@ -77,7 +78,12 @@ class CombinedScore:
     """
 
     def __init__(
-        self, head: GaussianHead, reference: npt.ArrayLike, *, parts: Sequence[int] = ()
+        self,
+        head: GaussianHead,
+        reference: npt.ArrayLike,
+        *,
+        parts: Sequence[int] = (),
+        classifier: Discriminant | None = None,
     ) -> None:
         widths = part_widths(parts, head.dim)
         self._dim = head.dim
@@ -87,8 +93,8 @@ class CombinedScore:
             for a, b in pairwise(edges)
         ]
         self._stack = _Stack.of(self.parts)
-        self.boundary, self.vim = BoundaryScore(head), VimScore(head)
-        classifier = self.vim.classifier
+        classifier = classifier or Discriminant(head)
+        self.boundary, self.vim = BoundaryScore(head, classifier), VimScore(head, classifier)
         self.centre, self.biases = classifier.centre, classifier.biases
         directions = l2_normalise(head.means).astype(np.float64)
         self.central = directions @ classifier.centre

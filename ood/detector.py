@@ -105,21 +105,24 @@ class Detector:
     ) -> Detector:
         """Build the detector of a mixture; arguments and errors as for `fit`."""
         features = check_features(calibration_features, dim=mixture.head.dim)
-        score: Score = MahalanobisScore(mixture.head)
-        if len(features) >= _LEAST_CALIBRATION:
+        score: Score
+        if len(features) < _LEAST_CALIBRATION:
+            score = MahalanobisScore(mixture.head)
+        else:
             reference = np.arange(len(features)) % _REFERENCE_EVERY == 0
+            known, features = features[reference], features[~reference]
             if mixture.shortlist is None:
-                score = CombinedScore(mixture.head, features[reference], parts=parts)
-            else:
-                score = NearbyScore(
-                    mixture.head, mixture.shortlist, features[reference], parts=parts
+                score = CombinedScore(
+                    mixture.head, known, parts=parts, classifier=mixture.discriminant
                 )
-            features = features[~reference]
-        scores = score.score(features)
+            else:
+                score = NearbyScore(mixture.head, mixture.shortlist, known, parts=parts)
+        seen = mixture.evidence(features)
+        scores = _scores(score, seen)
         test = ShiftTest(
             scores,
             false_alarm_every=false_alarm_every,
-            class_of=mixture.evidence(features).nearest(),
+            class_of=seen.nearest(),
             block=block,
             prior_changes=prior_changes,
         )
@@ -136,12 +139,7 @@ class Detector:
         Raises:
             OodError: features are empty, not finite, or of another dimension.
         """
-        if seen is not None:
-            if isinstance(self.scorer, CombinedScore):
-                return self.scorer.score_rows(seen.rows, seen.logits)
-            if isinstance(self.scorer, NearbyScore) and seen.look is not None:
-                return self.scorer.score_seen(seen.rows, seen.look)
-        return self.scorer.score(features)
+        return _scores(self.scorer, seen or self.mixture.evidence(features))
 
     def nearest(self, features: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the component each sample is nearest to, int64 [n]; the alarm asks for it.
@@ -179,3 +177,12 @@ class Detector:
     ) -> tuple[AlarmState, Alarm | None]:
         """Take in the next samples' scores and nearest components; see `ShiftTest.update`."""
         return self.test.update(state, scores, nearest)
+
+
+def _scores(scorer: Score, seen: BaseEvidence) -> FloatArray:
+    """The scores of samples a mixture has looked at; what it saw is not computed again."""
+    if isinstance(scorer, CombinedScore):
+        return scorer.score_rows(seen.rows, seen.logits)
+    if isinstance(scorer, NearbyScore) and seen.look is not None:
+        return scorer.score_seen(seen.rows, seen.look)
+    return scorer.score(seen.rows)

@@ -90,12 +90,16 @@ class BoundaryScore:
     Liu and Qin, "Fast decision boundary based out-of-distribution detector" (2024), eq. 5. One
     component has no boundary; then every score is 0.
 
+    Args:
+        head: the Gaussian head of everything installed.
+        classifier: its discriminant, where that is known.
+
     Attributes:
         reciprocal: float64 [k, k], one over the distance between two components' weights.
     """
 
-    def __init__(self, head: GaussianHead) -> None:
-        self._classifier = Discriminant(head)
+    def __init__(self, head: GaussianHead, classifier: Discriminant | None = None) -> None:
+        self._classifier = classifier or Discriminant(head)
         weights = self._classifier.weights
         squares = np.einsum("kd,kd->k", weights, weights)
         gaps = squares[:, None] + squares - 2 * weights @ weights.T

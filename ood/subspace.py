@@ -22,6 +22,10 @@ class VimScore:
     logit of a class at its own mean (instead of samples' largest) over the root mean square of the
     residuals (instead of their mean).
 
+    Args:
+        head: the Gaussian head of everything installed.
+        classifier: its discriminant, where that is known.
+
     Attributes:
         classifier: where the logits come from.
         residual: float64 [d, r], the directions that are not principal: in which known samples
@@ -29,13 +33,14 @@ class VimScore:
         alpha: what a residual of length one weighs.
     """
 
-    def __init__(self, head: GaussianHead) -> None:
-        self.classifier = Discriminant(head)
+    def __init__(self, head: GaussianHead, classifier: Discriminant | None = None) -> None:
+        self.classifier = classifier or Discriminant(head)
         gaps = head.means - head.centre
         # The law of total covariance, all components alike.
         values, vectors = np.linalg.eigh(_unshrunk(head) + gaps.T @ gaps / len(gaps))
         left = head.dim - principal_size(head.dim)
-        self.residual: FloatArray = vectors[:, :left]
+        # A copy, or all the other directions would stay in memory.
+        self.residual: FloatArray = vectors[:, :left].copy()
         rms = float(np.sqrt(max(values[:left].sum(), 0.0)))
         # A component's logit at its own mean is (μ − c)ᵀΣ⁻¹(μ − c)/2, which its bias is minus.
         level = float(-self.classifier.biases.mean())
