@@ -6,6 +6,7 @@ only when called, so ``driftkeel shell`` on an operator's laptop needs nothing o
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 
@@ -24,6 +25,7 @@ _SUMMARIES = {
     "merge": "Merge several adapters into one.",
     "ood": "Say why a shift alarm fired.",
     "shell": "Operate the fleet: approve adapters, roll devices back.",
+    "tune": "Find how this machine runs the encoder fastest, and keep it.",
 }
 
 # The optional packages, and the extra that brings each.
@@ -71,6 +73,9 @@ def driftkeel() -> None:
 
 def main() -> None:
     """Run the command line; a DriftkeelError becomes one line on stderr and exit status 1."""
+    # NumPy reads it when it is imported. What is multiplied here is small: further threads of its
+    # library would take memory, and time from the encoder.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         driftkeel.main(prog_name="driftkeel")
     except DriftkeelError as error:

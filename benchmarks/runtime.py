@@ -1,10 +1,11 @@
 """What the runtime costs next to the bare encoder in ONNX Runtime, and what other ways cost.
 
-Three parts, each run by itself or all in one: the daemon's path with 1 to 1,000 adapters
-(`runtime_path`), other ways of keeping many adapters (`runtime_rivals`), and the daemon as a
-process (`runtime_daemon`). A part that is run replaces its part of the report.
+Five parts, each run by itself or all in one: the daemon's path with 1 to 1,000 adapters
+(`runtime_path`), other ways of keeping many adapters (`runtime_rivals`), one adapter in every form
+(`exports`), the daemon as a process (`runtime_daemon`), and a million requests to it
+(`runtime_soak`). A part that is run replaces its part of the report; the page is written from it.
 
-    python -m benchmarks.runtime --data DIR [--parts path,rivals,daemon] [--rounds 200]
+    python -m benchmarks.runtime --data DIR [--parts path,rivals,forms,daemon,soak] [--rounds 200]
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import command, runtime_daemon, runtime_path, runtime_rivals, worlds
+from benchmarks import (
+    command,
+    exports,
+    runtime_daemon,
+    runtime_page,
+    runtime_path,
+    runtime_rivals,
+    runtime_soak,
+    worlds,
+)
 from benchmarks.tasks import circumstances
 from edge_agent.bench.suite import suite_encoder
 from exporter.package import EncoderPackage, default_encoder_package
@@ -39,13 +49,16 @@ ENCODERS: Final[dict[str, Make]] = {
 }
 _RIVALS_ON: Final = "ViT-Tiny, 96 px, prefix"
 _THREADS: Final = (1, 2)
+_FORMS_PX: Final = 96
+_PARTS: Final = "path,rivals,forms,daemon,soak"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run it and write the report."""
     parser = command.arguments(__doc__ or "", "runtime", encoder="several")
-    parser.add_argument("--parts", default="path,rivals,daemon")
+    parser.add_argument("--parts", default=_PARTS)
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     options = command.parsed(parser, argv)
     report: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
@@ -58,9 +71,15 @@ def main(argv: list[str] | None = None) -> int:
             report[part] = runtime_rivals.rivals(package, options.data, rounds=options.rounds)
         elif part == "daemon":
             report[part] = runtime_daemon.measured(package, options.data)
+        elif part == "forms":
+            report[part] = exports.measure(_FORMS_PX)
+        elif part == "soak":
+            report[part] = runtime_soak.soaked(options.requests)
         else:
-            parser.error(f"there is no part {part!r}; choose among path, rivals, daemon")
+            parser.error(f"there is no part {part!r}; choose among {_PARTS}")
         command.write(report, options.out)
+    if options.out == parser.get_default("out"):
+        runtime_page.write(report)
     return 0
 
 

@@ -87,7 +87,7 @@ def write_state(
     config = folder / "agent.toml"
     config.write_text(
         f"[agent]\ndevice = 'timed'\nstate_dir = {str(folder / 'state')!r}\n"
-        f"encoder = {str(package.path)!r}\n[http]\nport = 0\n[learner]\nenabled = false\n"
+        f"encoder = {str(package.path.resolve())!r}\n[http]\nport = 0\n[learner]\nenabled = false\n"
     )
     return config
 

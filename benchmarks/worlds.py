@@ -188,12 +188,12 @@ class Worlds:
         return self._set(_SOURCES[name].file).read(rows, self.package.image_size)
 
     def encoded(self, images: NDArray[np.uint8]) -> Floats:
-        """Features of pictures, float32 [n, feature_dim], not normalised."""
+        """Base features of pictures, float32 [n, feature_dim], as the encoder gives them."""
+        sessions = self._sessions
+        features = sessions.base_features if self.package.base_from_prefix else sessions.suffix
         return np.concatenate(
             [
-                self._sessions.suffix(
-                    self._sessions.prefix(prepare(images[at : at + _BATCH], self.package))
-                )
+                features(sessions.prefix(prepare(images[at : at + _BATCH], self.package)))
                 for at in range(0, len(images), _BATCH)
             ]
         )
