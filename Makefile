@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-cil bench-cil-full broker openvino clean help
+.PHONY: demo test lint bench bench-cil bench-cil-full broker node openvino clean help
 
 help:
 	@echo "make demo   the whole job on real input, about four minutes; results in demo-out/"
 	@echo "make test   all tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make node   ONNX Runtime for Node.js, for the test of examples/node"
 	@echo "make openvino  an environment with ONNX Runtime's build for OpenVINO, for its tests"
 	@echo "make bench  the benchmarks that need no extra data"
 	@echo "make bench-cil       how the strategies learn and forget, one seed, up to 90 minutes"
@@ -38,6 +39,19 @@ broker:
 	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mosquitto; } >/dev/null 2>&1 \
 	      || echo "mosquitto could not be installed; the embedded broker is used"; \
 	  else echo "no mosquitto here; the embedded broker is used (apt-get install mosquitto for the real one)"; fi; \
+	fi
+
+# The package holds what runs on a processor; its script would fetch more, which nothing here needs.
+# A test that needs it asks for this target itself, and says so where there is no Node.js.
+NODE := .cache/node
+
+node:
+	@if ! command -v node >/dev/null 2>&1 || ! command -v npm >/dev/null 2>&1; then \
+	  echo "no Node.js here; the test of examples/node is left out"; \
+	elif ! [ -f $(NODE)/node_modules/onnxruntime-node/package.json ]; then \
+	  mkdir -p $(NODE) && cp examples/node/package.json $(NODE) && cd $(NODE) \
+	    && ONNXRUNTIME_NODE_INSTALL=skip npm install --silent --no-audit --no-fund --no-package-lock \
+	    || echo "onnxruntime-node could not be installed; the test of examples/node is left out"; \
 	fi
 
 # OpenVINO comes in a build of ONNX Runtime that cannot lie beside the plain one: an environment of
