@@ -44,7 +44,7 @@ from exporter.vit import VisionTransformer
 Array = NDArray[np.float32]
 Run = Callable[[], object]
 
-RANKS: Final = {"bottleneck": 16, "lora": 8, "ssf": 1}
+RANKS: Final = {"bottleneck": 16, "lora": 8, "sparse": 8, "ssf": 1}
 ROUNDS: Final = 60
 SERIES: Final = 12
 BATCH: Final = 32
