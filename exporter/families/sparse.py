@@ -20,12 +20,12 @@ _GOLDEN = (1 + math.sqrt(5)) / 2
 
 
 class Sparse:
-    """Single entries added to a weight: `y + x D'`, D zero but at places chosen beforehand.
+    """Single entries added to a weight: `y + x D`, D zero but at places chosen beforehand.
 
     Random masking (Xu and Zhang, "Random Masking Finds Winning Tickets for Parameter-Efficient
-    Fine-tuning", ICML 2024), section 3: entries of a weight chosen without looking at it or at data
-    train as well as LoRA's factors, at a larger learning rate. D has a full rank where LoRA's
-    change has a small one.
+    Fine-tuning", ICML 2024): entries of a weight that are chosen without looking at it or at data
+    train as well as the factors of LoRA, at a larger learning rate. D has nearly full rank where
+    their product has a small one.
 
     Which entries is a function of the site's shape (`places`), so that an adapter is its values
     alone. A rank is `inputs + outputs` of them, what a rank of `lora` has, and the first ranks'
@@ -55,29 +55,30 @@ class Sparse:
     def apply(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], site: Site) -> Tensor:
         """Adds the sparse map's output to the module's."""
         import torch  # noqa: PLC0415 - folding needs no torch
-        from torch.nn import functional as F  # noqa: N812, PLC0415
 
         values = params["values"]
         size = site.outputs * site.dim
         # As `places`, in the graph: the rank, and with it how many there are, is dynamic.
         at = torch.arange(values.shape[0] * (site.dim + site.outputs)) * _stride(size) % size
         entries = torch.zeros(size, dtype=values.dtype).scatter_add(0, at, values.flatten())
-        return y + F.linear(x, entries.reshape(site.outputs, site.dim))
+        return y + x @ entries.reshape(site.dim, site.outputs)
 
     def fold(self, weights: Affine, params: Mapping[str, Doubles], site: Site) -> Affine:
         """Adds the values to the module's weight."""
         values = params["values"].ravel()
         entries = np.zeros(site.outputs * site.dim)
         np.add.at(entries, places(site, len(values)), values)
-        return weights.plus(entries.reshape(site.outputs, site.dim))
+        return weights.plus(entries.reshape(site.dim, site.outputs).T)
 
 
 def places(site: Site, count: int) -> npt.NDArray[np.int64]:
-    """Where the first values lie in a weight [outputs, inputs], row by row: int64 [count].
+    """Where the first values lie in a matrix [inputs, outputs], row by row: int64 [count].
 
     `k * stride mod size` visits every entry once before it comes back to the first. A stride of
-    about `size / golden ratio` spreads any number of first places evenly: every input has its share
-    from the first rank on and every output from the second, which chance would not give them.
+    about `size / golden ratio` spreads any number of first places evenly: every output has its
+    share from the first rank on and every input from the second, which chance would not give them.
+
+    The matrix multiplies from the right, which is how graphs have it: it needs no transposing.
 
     Args:
         site: The weight's site.

@@ -60,7 +60,7 @@ def test_rows_without_positions_are_banked_too(tmp_path: Path) -> None:
         image_size=8,
         name="flat",
         out=tmp_path / "flat",
-        families=("bottleneck", "hydra", "ssf"),
+        families=("bottleneck", "hydra", "sparse", "ssf"),
     )
     sessions = EncoderSessions(package)
     hidden = np.random.default_rng(0).standard_normal((5, 6), dtype=np.float32)

@@ -102,7 +102,7 @@ def test_sparse_is_a_change_of_the_weight_at_its_places() -> None:
     change[places(site, 22)] = values.ravel()
     assert np.count_nonzero(change) == 22
     found = applied("sparse", x, x @ weight.T, {"values": values}, site)
-    np.testing.assert_allclose(found, x @ (weight + change.reshape(5, 6)).T, rtol=1e-12)
+    np.testing.assert_allclose(found, x @ (weight.T + change.reshape(6, 5)), rtol=1e-12)
 
 
 def test_sparse_values_beyond_the_weight_s_entries_add_to_the_same_again() -> None:
@@ -132,9 +132,9 @@ def test_two_sparse_ranks_reach_every_input_and_output_and_change_no_small_subsp
     found = places(Site(inputs, out_dim=outputs), 2 * (outputs + inputs))
     change = np.zeros(outputs * inputs)
     change[found] = np.random.default_rng(0).normal(size=len(found))
-    assert set(found // inputs) == set(range(outputs))
-    assert set(found % inputs) == set(range(inputs))
-    assert np.linalg.matrix_rank(change.reshape(shape)) > 0.85 * min(shape)
+    assert set(found // outputs) == set(range(inputs))
+    assert set(found % outputs) == set(range(outputs))
+    assert np.linalg.matrix_rank(change.reshape(inputs, outputs)) > 0.85 * min(shape)
 
 
 def test_compacter_s_weights_are_sums_of_kronecker_products() -> None:
