@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from benchmarks.command import arguments, parsed, write
+from benchmarks.pages import table, write_section
 from benchmarks.quantised import quality
 from benchmarks.tasks import circumstances
 from benchmarks.worlds import Worlds, encoder
@@ -25,6 +26,9 @@ from edge_agent.serving import suffix_share
 from exporter.architectures import build_known
 from exporter.package import EncoderPackage
 
+PAGE: Final = (
+    Path(__file__).parents[1] / "docs" / "decisions" / "0005-base-features-of-the-prefix.md"
+)
 ENCODERS: Final = ("vit-tiny", "mobilenet")
 _MOBILENET: Final = Path("encoders") / "mobilenet_v2_1.0_224.safetensors"
 
@@ -79,7 +83,27 @@ def main(argv: list[str] | None = None) -> int:
         }
         print(name, report[name])
     write(report, options.out)
+    write_section("prefix base", section(report), PAGE)
     return 0
+
+
+def section(report: Mapping[str, Any]) -> str:
+    """The table of the decision's page."""
+    kinds = [(name, kind) for name in ENCODERS for kind in report[name]]
+    one = report[ENCODERS[0]]["whole"]
+    rows = [
+        (
+            name,
+            kind,
+            *(f"{value:.1f}" for value in report[name][kind]["accuracy"].values()),
+            *(f"{value:.1f}" for value in report[name][kind]["auroc"].values()),
+            f"{report[name][kind]['suffix_share']:.2f}",
+        )
+        for name, kind in kinds
+    ]
+    worlds = (f"{name} (n = {count:,})" for name, count in one["test_samples"].items())
+    groups = (f"AUROC {group}" for group in one["auroc"])
+    return table(("encoder", "base features", *worlds, *groups, "suffix, of a pass"), rows)
 
 
 if __name__ == "__main__":

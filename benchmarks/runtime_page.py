@@ -215,9 +215,10 @@ def _peft(peft: Report) -> str:
     times = {name: found["minimum_ms"] for name, found in peft["times"].items()}
     return (
         f"PEFT {peft['version']}, LoRA of rank {peft['rank']}, a batch of {peft['batch']} in "
-        f"torch: one adapter {times['one adapter']:.0f} ms, 32 adapters {times['32 adapters']:.0f} ms "
-        f"({peft['mixed_ratio']:.2f} ×); without adapters {times['bare, torch']:.0f} ms in torch, "
-        f"{times['bare, ONNX Runtime']:.0f} ms in ONNX Runtime."
+        f"torch: one adapter {times['one adapter']:.0f} ms, "
+        f"32 adapters {times['32 adapters']:.0f} ms ({peft['mixed_ratio']:.2f} ×); without "
+        f"adapters {times['bare, torch']:.0f} ms in torch, {times['bare, ONNX Runtime']:.0f} ms in "
+        "ONNX Runtime."
     )
 
 

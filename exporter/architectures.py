@@ -122,7 +122,7 @@ def build_known(
     mean: Sequence[float] = (0.5, 0.5, 0.5),
     std: Sequence[float] = (0.5, 0.5, 0.5),
     families: Sequence[str] | None = ("bottleneck",),
-    base_features: BaseFeatures = "whole",
+    base_features: BaseFeatures | None = None,
     dtype: Literal["float16", "float32"] = "float32",
     progress: Progress = _silent,
 ) -> EncoderPackage:
@@ -138,7 +138,9 @@ def build_known(
         mean: Mean of each colour channel, of values in 0 to 1.
         std: Standard deviation of each colour channel.
         families: The adapter families to capture the suffix for; None for all that can attach.
-        base_features: Whether base features are the whole encoder's or the prefix's alone.
+        base_features: Whether base features are the whole encoder's or the prefix's alone; when
+            absent, the prefix's of a Vision Transformer whose prefix has half of its blocks or
+            more, which loses nothing by it, and the whole encoder's of any other.
         dtype: What the package stores weights in.
         progress: Told each step as it begins.
 
@@ -156,7 +158,7 @@ def build_known(
             mean=mean,
             std=std,
             families=family_names() if families is None else families,
-            base_features=base_features,
+            base_features=base_features or _transformers_base(state, suffix_blocks),
             dtype=dtype,
             progress=progress,
         )
@@ -178,7 +180,12 @@ def build_known(
         mean=mean,
         std=std,
         families=families,
-        base_features=base_features,
+        base_features=base_features or "whole",
         dtype=dtype,
         progress=progress,
     )
+
+
+def _transformers_base(state: Mapping[str, Tensor], suffix_blocks: int) -> BaseFeatures:
+    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    return "prefix" if 2 * suffix_blocks <= depth else "whole"

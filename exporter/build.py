@@ -106,6 +106,11 @@ def build_vit(
     """
     vit = vit_from_state_dict(state, image_size=image_size, heads=heads)
     alone = base_features == "prefix"
+    if alone and suffix_blocks >= vit.depth:
+        raise EncoderError(
+            f"with {suffix_blocks} of {vit.depth} blocks in the suffix the prefix has none to take "
+            "base features from; take fewer, or base features of the whole encoder"
+        )
     depths = pooled_depths(vit.depth, suffix_blocks, prefix_alone=alone)
     prefix, suffix = split_vit(vit, suffix_blocks, depths, prefix_alone=alone)
     return build_encoder(

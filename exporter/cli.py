@@ -71,9 +71,8 @@ def encoder() -> None:
 @click.option(
     "--base-features",
     type=click.Choice(["whole", "prefix"]),
-    default="whole",
-    show_default=True,
-    help="What shift detection and routing see; prefix: the first blocks alone, which is faster.",
+    help="What shift detection and routing see: the whole encoder's features, or the prefix's "
+    "alone, which is faster and for a Vision Transformer, where it is the default, as good.",
 )
 def build(  # noqa: PLR0917 - click passes one argument an option
     weights: Path,
@@ -86,7 +85,7 @@ def build(  # noqa: PLR0917 - click passes one argument an option
     name: str | None,
     dtype: str,
     families: str,
-    base_features: BaseFeatures,
+    base_features: BaseFeatures | None,
 ) -> None:
     """Build an encoder package from the weights of a Vision Transformer or a MobileNetV2.
 

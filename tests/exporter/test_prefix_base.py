@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from exporter.architectures import build_mobilenet
+from exporter.architectures import build_known, build_mobilenet
 from exporter.build import build_encoder, build_vit
 from exporter.errors import EncoderError
 from exporter.mobilenet import mobilenet_from_state_dict
@@ -102,6 +102,44 @@ def test_parts_that_the_prefix_does_not_give_are_refused(
             feature_parts=parts,
             base_features="prefix",
         )
+
+
+def test_a_prefix_without_blocks_has_no_base_features(
+    tiny_vit: VisionTransformer, tmp_path: Path
+) -> None:
+    with pytest.raises(EncoderError, match="3 of 3 blocks in the suffix"):
+        build_vit(
+            tiny_vit.state_dict(),
+            image_size=16,
+            suffix_blocks=3,
+            heads=2,
+            name="none",
+            out=tmp_path / "none",
+            base_features="prefix",
+        )
+
+
+@pytest.mark.parametrize(("suffix_blocks", "alone"), [(1, True), (2, False)])
+def test_where_nobody_says_a_transformer_with_a_deep_prefix_takes_it_alone(
+    tiny_vit: VisionTransformer, tmp_path: Path, suffix_blocks: int, alone: bool
+) -> None:
+    package = build_known(
+        tiny_vit.state_dict(),
+        image_size=16,
+        suffix_blocks=suffix_blocks,
+        heads=2,
+        name="some",
+        out=tmp_path / "some",
+    )
+    assert package.base_from_prefix == alone
+
+
+def test_where_nobody_says_a_mobilenet_takes_all_of_itself(tmp_path: Path) -> None:
+    net = mobilenet_from_state_dict(random_state(), SIZE)
+    package = build_known(
+        net.state_dict(), image_size=SIZE, suffix_blocks=4, name="m", out=tmp_path / "m"
+    )
+    assert not package.base_from_prefix
 
 
 def test_base_features_of_another_length_than_one_are_refused(tmp_path: Path) -> None:
