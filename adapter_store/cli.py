@@ -20,7 +20,7 @@ _SUMMARIES = {
     "broker": "Run an MQTT broker for trying things out.",
     "catalogue": "Run the cloud catalogue of adapters.",
     "encoder": "Build and inspect encoder packages.",
-    "export": "Write a suffix with one adapter as a standalone ONNX file.",
+    "export": "Write one adapter, or a whole generation, as an ONNX file.",
     "families": "Compare adapter families on a labelled set.",
     "merge": "Merge several adapters into one.",
     "ood": "Say why a shift alarm fired.",

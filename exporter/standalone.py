@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -213,12 +212,8 @@ def _prepared(graph: GraphWriter, package: EncoderPackage) -> str:
 def _base_features(graph: GraphWriter, package: EncoderPackage, hidden: str) -> str:
     """`EncoderSessions.base_features`."""
     if package.base_from_prefix:
-        widths = package.manifest.feature_parts
-        flat = graph.add("Flatten", hidden, axis=1)
-        last = graph.columns(flat, -sum(widths), 1 << 31)
-        edges = [0, *accumulate(widths)]
-        pieces = [graph.unit_rows(graph.columns(last, a, b)) for a, b in pairwise(edges)]
-        return graph.unit_rows(graph.add("Concat", *pieces, axis=1))
+        # What the prefix ends with has length one already.
+        return graph.columns(graph.add("Flatten", hidden, axis=1), -package.feature_dim, 1 << 31)
     if BARE_GRAPH in derived_names(package):
         data = read_derived(package, BARE_GRAPH).data
     else:

@@ -269,7 +269,7 @@ def test_base_features_of_the_prefix_are_the_models_too(config: Config, tmp_path
 
 
 def test_adapters_of_several_families_are_in_one_model(config: Config, tmp_path: Path) -> None:
-    families = ("bottleneck", "lora", "ssf")
+    families = ("bottleneck", "lora", "sparse", "ssf")
     with device(config, tiny(tmp_path / "encoder", families=families)) as agent:
         adapted = [
             bundle(agent.sessions, (k, k + 1), family, k + 1) for k, family in enumerate(families)
