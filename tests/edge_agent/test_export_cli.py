@@ -19,6 +19,7 @@ from adapter_store.errors import DiskFullError, GenerationError, StoreError
 from edge_agent.agent import Agent
 from edge_agent.export_cli import export
 from exporter.errors import EncoderError
+from exporter.sessions import session_options
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_model_describes_its_inputs_and_outputs(
     install()
     generation(config_file, 1, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(
-        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+        tmp_path / "model.onnx", session_options(), providers=["CPUExecutionProvider"]
     )
     (images,) = session.get_inputs()
     assert (images.name, images.type, images.shape) == (

@@ -35,7 +35,7 @@ from exporter.package import EncoderPackage
 from exporter.preprocess import prepare
 from exporter.quantise import quantise
 from exporter.routing_graph import Group
-from exporter.sessions import EncoderSessions
+from exporter.sessions import EncoderSessions, session_options
 from exporter.standalone_parity import PROBABILITY_TOLERANCE, SCORE_TOLERANCE
 from exporter.vit import VisionTransformer
 from ood import mixture
@@ -78,7 +78,9 @@ def exported(agent: Agent, out: Path, number: int | None = None, **options: Any)
 
 def run(path: Path, images: Images) -> dict[str, NDArray[Any]]:
     """What ONNX Runtime alone makes of a model."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        path, session_options(), providers=["CPUExecutionProvider"]
+    )
     names = [entry.name for entry in session.get_outputs()]
     return dict(zip(names, session.run(None, {"images": images}), strict=True))
 
@@ -99,7 +101,10 @@ def assert_same_answers(agent: Agent, path: Path, images: Images, number: int = 
     order = [*loaded.bundles, None]
     assert found["label_name"].tolist() == [answer.label for answer in inferred.answers]
     assert [loaded.serving.labels[k] for k in found["label"]] == found["label_name"].tolist()
-    assert [order[k] for k in found["adapter"]] == [answer.adapter for answer in inferred.answers]
+    # Of bundles that know one class alike, which is named is a matter of the last bit.
+    for k, answer in zip(found["adapter"], inferred.answers, strict=True):
+        for digest in {order[k], answer.adapter} - {None} if order[k] != answer.adapter else ():
+            assert answer.label in loaded.serving.summaries[digest].labels
     rows = np.arange(len(images))
     np.testing.assert_allclose(
         found["probabilities"][rows, found["label"]],

@@ -18,6 +18,7 @@ from adapter_store.state import StateReader
 from edge_agent.agent import Agent
 from edge_agent.export_generation import export_generation
 from edge_agent.snapshot import scale_images
+from exporter.sessions import session_options
 from tests.edge_agent.conftest import striped
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,9 @@ def test_node_answers_as_python_does(
     done = node(example, model, tmp_path / "images.npy")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model, session_options(), providers=["CPUExecutionProvider"]
+    )
     names = [entry.name for entry in session.get_outputs()]
     found: dict[str, Any] = dict(zip(names, session.run(None, {"images": images()}), strict=True))
     assert (said["generation"], said["encoder"]) == (1, agent.package.digest)
