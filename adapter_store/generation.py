@@ -46,6 +46,7 @@ class GenerationManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         aligned: That file also holds an alignment of the features.
         prepared: SHA-256 of what the agent computed from the bundles to start sooner; empty for
             a generation without it.
+        runtime: How its sessions are made, where that was tuned, and on which machine.
     """
 
     number: int
@@ -60,6 +61,7 @@ class GenerationManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     calibration: str = ""
     aligned: bool = False
     prepared: str = ""
+    runtime: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)

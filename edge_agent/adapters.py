@@ -117,6 +117,10 @@ class Adapters:
         self._lock = threading.Lock()
         self._lost: set[str] = set()
 
+    def on(self, sessions: EncoderSessions) -> Adapters:
+        """The same adapters on other sessions of the same encoder; none is in memory yet."""
+        return Adapters(sessions, self._bundles, self._heads, capacity=self._capacity)
+
     def get(self, digest: str) -> Adapter | None:
         """One adapter; None, with a word in the log, when its bundle can no longer be used."""
         with self._lock:

@@ -30,6 +30,7 @@ from edge_agent.config import Config
 from edge_agent.errors import NoGenerationError
 from edge_agent.metrics import Metrics
 from edge_agent.recorder import Recorder
+from edge_agent.runtime_settings import resolved_for
 from edge_agent.serving import Answer, Serving
 from edge_agent.snapshot import scale_images
 from exporter.package import EncoderPackage, default_encoder_package
@@ -64,7 +65,8 @@ class Agent:
         config: The whole configuration.
         serving: What answers right now; None before the first generation. Replaced whole.
         package: The frozen encoder's package.
-        sessions: Its ONNX Runtime sessions, shared by every generation.
+        sessions: Its ONNX Runtime sessions, shared by every generation that makes them alike.
+        runtime: How those are made, and why so.
         state: The state directory.
         metrics: What Prometheus scrapes.
         conductor_status: Set by the conductor; what it returns is merged into :meth:`status`.
@@ -85,7 +87,9 @@ class Agent:
         self.config = config
         self.state = state
         self.package = package
-        self.sessions = EncoderSessions(package, threads=config.agent.threads)
+        current = state.generations.current()
+        self.runtime = resolved_for(config.agent, current)
+        self.sessions = EncoderSessions(package, settings=self.runtime.settings)
         self.metrics = Metrics()
         self.serving: Serving | None = None
         self.conductor_status: Callable[[], Mapping[str, Any]] | None = None
@@ -108,9 +112,8 @@ class Agent:
         self._refused_at: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._refused_in_a_row = 0
         self.recorder = Recorder(state.journal, config.buffer, self.metrics, clock=clock)
-        current = state.generations.current()
         if current is not None:
-            self.serving = self._serving_of(current)
+            self.serving = self._serving_of(current, self.sessions)
             self.recorder.resume(self.serving)
             self.metrics.generation.set(current.number)
         freed_memory.give_back()
@@ -255,6 +258,7 @@ class Agent:
             InstallError: The candidate does not load or gives unusable outputs.
             BundleError: A bundle is damaged or for another encoder.
         """
+        running = self.state.generations.current()
         return installer.build_generation(
             self.state,
             self.sessions,
@@ -266,6 +270,7 @@ class Agent:
             settings=self._settings(),
             now=self._clock(),
             alignment=alignment,
+            runtime=None if running is None else running.manifest.runtime,
         )
 
     def load_candidate(
@@ -303,24 +308,31 @@ class Agent:
         with self._activation:
             if self.serving is not None and self.serving.number == number:
                 return
-            serving = self._serving_of(self.state.generations.get(number))
+            generation = self.state.generations.get(number)
+            runtime, sessions = resolved_for(self.config.agent, generation), self.sessions
+            if runtime.settings != sessions.settings:
+                sessions = EncoderSessions(self.package, settings=runtime.settings)
+            serving = self._serving_of(generation, sessions)
             started = time.perf_counter()
             with self._lock:
                 self.state.generations.activate(number)
-                self.serving = serving
+                others = self.sessions is not sessions
+                self.serving, self.sessions, self.runtime = serving, sessions, runtime
                 self.recorder.begin(serving)
             self._swap_ms = (time.perf_counter() - started) * 1000.0
             self._counters["activations"] += 1
             self.metrics.generation.set(number)
             self.metrics.swap_seconds.set(self._swap_ms / 1000.0)
+            if others:
+                freed_memory.give_back()
             log.info("generation %d serves (switched in %.1f ms)", number, self._swap_ms)
         for observer in self._activated_observers:
             observer(number)
 
     def status(self) -> dict[str, Any]:
         """What runs and how it does, as JSON-able values."""
-        serving = self.serving
         with self._lock:
+            serving, sessions, runtime = self.serving, self.sessions, self.runtime
             latencies = np.asarray(self._latencies_ms, dtype=np.float64)
             answered = self._counters["samples"] + self._counters["probes"]
             passes = self._passes / answered if answered else None
@@ -334,6 +346,7 @@ class Agent:
             "device": self.config.agent.device,
             "encoder": {"name": self.package.name, "digest": self.package.digest},
             "generation": None if serving is None else serving.describe(),
+            "runtime": runtime.describe(sessions.running()),
             "generations": self.generations(),
             "counters": {
                 name: counters[name]
@@ -386,8 +399,8 @@ class Agent:
             adapters_in_memory=self.config.router.adapters_in_memory,
         )
 
-    def _serving_of(self, generation: Generation) -> Serving:
-        return installer.load_generation(generation, self.sessions, settings=self._settings())
+    def _serving_of(self, generation: Generation, sessions: EncoderSessions) -> Serving:
+        return installer.load_generation(generation, sessions, settings=self._settings())
 
     def _count(self, answers: Sequence[Answer], elapsed_ms: float, *, probe: bool) -> None:
         self._counters["requests"] += 1

@@ -230,8 +230,15 @@ def _ask(config: Config, path: str, *, method: str = "GET") -> dict[str, Any]:
 
 def describe(status: dict[str, Any]) -> list[str]:
     """A status for people, one fact a line."""
-    running = status["generation"]
-    lines = [f"device       {status['device']}", f"encoder      {status['encoder']['name']}"]
+    running, runtime = status["generation"], status["runtime"]
+    lines = [
+        f"device       {status['device']}",
+        f"encoder      {status['encoder']['name']}",
+    ]
+    lines.append(
+        f"runtime      {runtime['provider']}, threads {runtime['threads']}, optimisation "
+        f"{runtime['graph_optimisation']} ({runtime['source']})"
+    )
     if running is None:
         lines.append("generation   none; run `driftkeel agent fit`")
     else:
@@ -258,6 +265,8 @@ def describe(status: dict[str, Any]) -> list[str]:
     progress = training_progress(status.get("training") or {})
     if progress is not None:
         lines.append(f"training     {progress}")
+    if runtime["problem"]:
+        lines.append(f"problem      not as tuned: {runtime['problem']}")
     if status["journal_problem"]:
         lines.append(f"problem      not journalling: {status['journal_problem']}")
     return lines

@@ -8,12 +8,13 @@ fails when one is missing there or here.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from adapter_store.config import load_config
 from adapter_store.errors import ConfigError
+from exporter.providers import GraphOptimisation, ProviderName
 from ood.signature import DEFAULT_MIN_SIMILARITY
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -35,13 +36,19 @@ class AgentSection(_Section, frozen=True, kw_only=True):
         state_dir: Directory for generations, bundles and the database; one agent at a time.
             A relative path starts at the configuration file's folder.
         encoder: ``"default"`` for the shipped encoder, or the path of an encoder package.
-        threads: Threads one inference may use.
+        providers: What may run the encoder, the preferred one first; the CPU stands behind them
+            all. Empty takes what ``driftkeel tune`` found, else the CPU.
+        threads: Threads one inference may use; 0 takes what ``driftkeel tune`` found, else 1.
+        graph_optimisation: How far ONNX Runtime rewrites the encoder's graphs; empty takes what
+            ``driftkeel tune`` found, else ``all``.
     """
 
     device: DeviceName
     state_dir: str
     encoder: str = "default"
-    threads: Positive = 1
+    providers: tuple[ProviderName, ...] = ()
+    threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    graph_optimisation: GraphOptimisation | Literal[""] = ""
 
 
 class HttpSection(_Section, frozen=True, kw_only=True):

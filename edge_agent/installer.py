@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -156,8 +157,22 @@ def build_generation(
     settings: Settings,
     now: float,
     alignment: Alignment | None = None,
+    runtime: Mapping[str, Any] | None = None,
 ) -> Generation:
     """Check a candidate and write it as a generation that does not run yet.
+
+    Args:
+        state: Where to.
+        sessions: The encoder's sessions.
+        bundle_digests: Which bundles, in any order; each counts once.
+        calibration_features: Base features [m, d] of held-out, unshifted samples.
+        parent: The generation this one is made from.
+        reason: Why, for the operator.
+        metrics: What was measured about it.
+        settings: From the configuration.
+        now: Seconds since the epoch.
+        alignment: What it does to the features of a shifted domain; None for nothing.
+        runtime: How its sessions are made, where that was tuned; None where it was not.
 
     Raises:
         BundleError: A bundle is damaged or for another encoder.
@@ -194,10 +209,35 @@ def build_generation(
             "prior_changes": settings.prior_changes,
         },
         metrics=dict(metrics),
+        runtime=dict(runtime or {}),
     )
     return state.generations.create(
         manifest,
         calibration_features.astype(np.float16),
         None if alignment is None else alignment.to_arrays(),
         prepared.to_bytes(encoder=sessions.package.digest),
+    )
+
+
+def with_runtime(
+    state: StateDir, generation: Generation, runtime: Mapping[str, Any], *, reason: str, now: float
+) -> Generation:
+    """Write a generation that is another one but for how its sessions are made; it does not run.
+
+    Raises:
+        GenerationError: The other one is damaged.
+        DiskFullError: It could not be written; nothing is left of it.
+    """
+    manifest = msgspec.structs.replace(
+        generation.manifest,
+        parent=generation.number,
+        reason=reason,
+        created_at=now,
+        runtime=dict(runtime),
+    )
+    return state.generations.create(
+        manifest,
+        generation.calibration_features(),
+        generation.alignment(),
+        generation.prepared() or b"",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -158,6 +159,16 @@ class Serving:
         self._suffix_share = suffix_share(sessions.package)
         self._base_passes = base_passes(sessions.package)
         self._beside = Beside(threads=sessions.threads)
+
+    def on(self, sessions: EncoderSessions) -> Serving:
+        """The same whole on other sessions of the same encoder; all else is shared."""
+        other = copy(self)
+        vars(other).update(
+            _sessions=sessions,
+            _adapters=self._adapters.on(sessions),
+            _beside=Beside(threads=sessions.threads),
+        )
+        return other
 
     def predict(self, images: NDArray[np.uint8]) -> list[Answer]:
         """Answer a batch: uint8 [n, h, w, 3].

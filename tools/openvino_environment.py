@@ -1,7 +1,7 @@
 """Makes the environment that OpenVINO's tests run in: `make openvino`.
 
 What a device needs, with ONNX Runtime's OpenVINO build in place of the plain one. Does nothing when
-it is there already and the project asks for the same packages as when it was made.
+`pyproject.toml` is as it was then.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ MARK = ".installed"
 
 
 def main(where: Path) -> None:
-    """Makes the environment in a directory."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = [need for need in project["dependencies"] if not need.startswith("onnxruntime")]
-    wanted = hashlib.sha256("\n".join(needed).encode()).hexdigest()
-    mark = where / MARK
+    """Makes the environment in a directory, or brings it up to date."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    needed = [
+        need
+        for need in tomllib.loads(text)["project"]["dependencies"]
+        if not need.startswith("onnxruntime")
+    ]
+    wanted, mark = hashlib.sha256(text.encode()).hexdigest(), where / MARK
     if mark.is_file() and mark.read_text(encoding="ascii") == wanted:
         return
-    print(f"installing OpenVINO into {where}, about 550 MB")
-    venv.create(where, with_pip=True, clear=True)
+    if not mark.is_file():
+        print(f"installing OpenVINO into {where}, about 550 MB")
+        venv.create(where, with_pip=True, clear=True)
     install = [str(where / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     install.append("--disable-pip-version-check")
     subprocess.run([*install, "onnxruntime-openvino>=1.22", *needed], check=True)
