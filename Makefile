@@ -65,8 +65,9 @@ openvino: $(INSTALLED)
 demo: $(INSTALLED) broker
 	$(BIN)/python -m examples.demo --out demo-out
 
+# Two processes share the cores; threads of NumPy's library besides would only be in each other's way.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

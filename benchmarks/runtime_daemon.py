@@ -39,6 +39,7 @@ _SAMPLES: Final = 400
 _STARTS: Final = 5
 _ASKED: Final = 400
 _PATIENCE_S: Final = 120.0
+_SHOWN: Final = 8000  # characters of the daemon's log
 _MAIN: Final = "from adapter_store.cli import main; main()"
 
 
@@ -135,10 +136,13 @@ class Daemon:
 
 @contextmanager
 def started(config: Path) -> Iterator[Daemon]:
-    """A daemon, ended when it is left."""
+    """A daemon, ended when it is left; what it had to say is shown where something failed."""
     daemon = Daemon(config)
     try:
         yield daemon
+    except BaseException:
+        print(Path(daemon.log.name).read_text("utf-8")[-_SHOWN:], file=sys.stderr)
+        raise
     finally:
         daemon.stop()
 

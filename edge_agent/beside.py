@@ -7,10 +7,11 @@ has one that waits: the shift score, which needs neither, is computed there. Cal
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
+
+from edge_agent.runtime_settings import cores
 
 T = TypeVar("T")
 
@@ -23,8 +24,7 @@ class Beside:
     """
 
     def __init__(self, *, threads: int) -> None:
-        idle = len(os.sched_getaffinity(0)) > threads
-        self._pool = ThreadPoolExecutor(1, "beside") if idle else None
+        self._pool = ThreadPoolExecutor(1, "beside") if cores() > threads else None
 
     def later(self, compute: Callable[[], T]) -> Later[T]:
         """A value that is computed when it is asked for, or before, once it is begun."""
