@@ -9,7 +9,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "exporting.md"
 FORMS = ("bare", "nothing fed", "fed", "fed, checked once", "attached", "folded")
-METHODS = ("average", "statistics", "arithmetic", "ties", "dare", "side-by-side")
+METHODS = ("average", "statistics", "fisher", "arithmetic", "ties", "dare", "side-by-side")
 
 
 def _results(name: str) -> Any:
