@@ -28,8 +28,8 @@ _LEVELS: Final[tuple[GraphOptimisation, ...]] = ("all", "extended", "basic")
 _WARM_UPS: Final = 3
 # A turn is of so many runs at least, however little time there is.
 _FEWEST_RUNS: Final = 3
-# What its fastest run is slower by than the best candidate's fastest cannot be chance.
-_HOPELESS: Final = 1.5
+# What is so many times slower than the best will not catch up, whatever else the machine does.
+_HOPELESS: Final = 3.0
 
 Runs = Mapping[int, Callable[[], object]]
 Decisions = tuple[tuple[str, str | None], ...]
@@ -129,7 +129,7 @@ def measure(
     """Measures candidates in turns: in every round each once, beginning with another one.
 
     Only one is open at a time, so that memory is that of one. After a round, those whose fastest
-    run is half again as slow as the best candidate's are not measured further.
+    run is three times as slow as the best candidate's are not measured further.
 
     Args:
         opened: Makes a candidate's sessions and gives what to run, by batch size.
