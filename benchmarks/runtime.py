@@ -5,13 +5,13 @@ Five parts, each run by itself or all in one: the daemon's path with 1 to 1,000 
 (`exports`), the daemon as a process (`runtime_daemon`), and a million requests to it
 (`runtime_soak`). A part that is run replaces its part of the report; the page is written from it.
 
-    python -m benchmarks.runtime --data DIR [--parts path,rivals,forms,daemon,soak] [--rounds 200]
+    python -m benchmarks.runtime --data DIR [--parts path,rivals,forms,daemon,soak] [--rounds 100]
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -38,11 +38,11 @@ def _default(data: Path, cache: Path) -> EncoderPackage:
     return default_encoder_package()
 
 
-# "prefix" says that base features are the prefix's alone; the others are the same network.
+# "prefix" says that base features are the prefix's alone, as a transformer is built unless told
+# otherwise; the first is the same network built otherwise.
 ENCODERS: Final[dict[str, Make]] = {
     "ViT-Tiny, 96 px": suite_encoder,
     "ViT-Tiny, 96 px, prefix": partial(suite_encoder, base_features="prefix"),
-    "ViT-Tiny, 224 px": partial(suite_encoder, image_size=224),
     "ViT-Tiny, 224 px, prefix": partial(suite_encoder, image_size=224, base_features="prefix"),
     "MobileNetV2, 128 px": partial(worlds.encoder, "mobilenet"),
     "default, 64 px": _default,
@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run it and write the report."""
     parser = command.arguments(__doc__ or "", "runtime", encoder="several")
     parser.add_argument("--parts", default=_PARTS)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--encoders", nargs="*", choices=ENCODERS, default=list(ENCODERS))
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     options = command.parsed(parser, argv)
@@ -66,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     report["circumstances"] = circumstances(package)
     for part in options.parts.split(","):
         if part == "path":
-            report[part] = _path(options.data, options.cache, options.rounds)
+            measured = _path(options.data, options.cache, options.rounds, options.encoders)
+            report[part] = {**report.get(part, {}), **measured}
         elif part == "rivals":
             report[part] = runtime_rivals.rivals(package, options.data, rounds=options.rounds)
         elif part == "daemon":
@@ -83,12 +85,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _path(data: Path, cache: Path, rounds: int) -> dict[str, Any]:
+def _path(data: Path, cache: Path, rounds: int, encoders: Sequence[str]) -> dict[str, Any]:
     return {
         f"{name}, {threads} thread{'s' * (threads > 1)}": runtime_path.measured(
             make(data, cache), data, threads=threads, rounds=rounds
         )
         for name, make in ENCODERS.items()
+        if name in encoders
         for threads in _THREADS
     }
 

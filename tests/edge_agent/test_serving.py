@@ -30,7 +30,7 @@ class Counting:
     """Sessions that count the rows each half was given."""
 
     def __init__(self, inner: EncoderSessions) -> None:
-        self.package, self._inner = inner.package, inner
+        self.package, self.threads, self._inner = inner.package, inner.threads, inner
         self.prefix_rows, self.base_rows, self.adapted_rows = 0, 0, 0
 
     def prefix(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
