@@ -27,6 +27,7 @@ from edge_agent import fit as fitting
 from edge_agent.agent import Agent
 from edge_agent.config import Config, load_agent_config
 from edge_agent.errors import AgentError
+from edge_agent.freed_memory import share_one_heap
 from edge_agent.http_api import listening
 from edge_agent.report import training_progress
 
@@ -118,6 +119,7 @@ def run(config: Config) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    share_one_heap()
     with _opened(config) as opened:
         conductor = Conductor(opened, config)
         with listening(opened, episodes=opened.state.episodes.list) as (server, sock):
