@@ -10,18 +10,17 @@ is checked to be one.
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 
-from benchmarks.runtime_daemon import Daemon, encoded, started, write_state
+from benchmarks.runtime_daemon import Connection, Daemon, encoded, started, write_state
 from exporter.build import build_vit
 from exporter.package import EncoderPackage
 from exporter.vit import VisionTransformer
@@ -90,20 +89,14 @@ def _read(daemon: Daemon, bodies: list[bytes], requests: int) -> list[tuple[int,
 def _send(daemon: Daemon, bodies: list[bytes], count: int) -> None:
     """Send so many, shared among the connections, and raise what any of them raises."""
     problems: list[BaseException] = []
-    requests = [
-        b"POST /v1/predict HTTP/1.1\r\nhost: device\r\ncontent-type: application/x-npy\r\n"
-        b"content-length: %d\r\n\r\n%b" % (len(body), body)
-        for body in bodies
-    ]
 
     def work(first: int) -> None:
         try:
-            with socket.create_connection(_address(daemon)) as connection:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                answers = connection.makefile("rb")
-                for number in range(first, count, CONNECTIONS):
-                    connection.sendall(requests[number % len(requests)])
-                    _check_answer(answers)
+            connection = Connection(daemon.address)
+            for number in range(first, count, CONNECTIONS):
+                answer = connection.ask(bodies[number % len(bodies)], probe=False)
+                assert "label" in json.loads(answer)["samples"][0], answer
+            connection.close()
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             problems.append(error)
 
@@ -114,24 +107,3 @@ def _send(daemon: Daemon, bodies: list[bytes], count: int) -> None:
         thread.join()
     if problems:
         raise problems[0]
-
-
-def _address(daemon: Daemon) -> tuple[str, int]:
-    host, port = daemon.address.rsplit(":", 1)
-    return host, int(port)
-
-
-def _check_answer(answers: BinaryIO) -> None:
-    """Read one response; http.client would take longer than the daemon.
-
-    Raises:
-        RuntimeError: It is not an answer about one sample.
-    """
-    status, length = answers.readline(), 0
-    while (line := answers.readline().strip().lower()) != b"":
-        name, _, value = line.partition(b":")
-        if name == b"content-length":
-            length = int(value)
-    body = answers.read(length)
-    if b" 200 " not in status or "label" not in json.loads(body)["samples"][0]:
-        raise RuntimeError(f"the daemon answered {status!r} {body[:200]!r}")
