@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -241,3 +244,23 @@ def test_preparing_refuses_what_decode_would_not_return(
         prepare(wrong, package)
     with pytest.raises(PreprocessError, match="empty"):
         prepare(np.empty((1, 0, 4, 3), np.uint8), package)
+
+
+def test_one_thread_at_a_time_is_in_pythons_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = np.lib.format.read_array_header_1_0
+    both, met = threading.Barrier(2), []
+
+    def read(file: Any) -> Any:
+        try:
+            both.wait(timeout=0.2)
+            met.append(file)
+        except threading.BrokenBarrierError:
+            both.reset()
+        return real(file)
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", read)
+    data = npy(np.zeros((4, 4, 3), np.uint8))
+    with ThreadPoolExecutor(2) as pool:
+        decoded = list(pool.map(decode_sample, [data, data]))
+    assert met == []
+    assert [each.shape for each in decoded] == [(1, 4, 4, 3)] * 2
