@@ -302,9 +302,9 @@ def _draw_rivals(retrieval: Sequence[Report], plot: Path) -> None:
         axes.plot(counts, times, marker="o", linestyle=":" if "torch" in way else "-", label=way)
     bare = [row["ways"]["bare"]["minimum_ms"] for row in retrieval]
     axes.plot(counts, bare, color="black", linewidth=1, label="bare encoder")
-    axes.set(yscale="log", xlabel="installed adapters", ylabel="ms a sample")
+    axes.set(yscale="log", ylim=(4, 6000), xlabel="installed adapters", ylabel="ms a sample")
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=2, loc="upper center")
     figure.savefig(plot, metadata={"Date": None})
 
 
