@@ -28,7 +28,7 @@ from ood.combined import (
 )
 from ood.shortlist import Floats, IntArray, Look, Shortlist
 from ood.statistics import GaussianHead
-from ood.subspace import VimScore
+from ood.subspace import residual_directions
 from ood.validation import FloatArray, check_features
 
 # Rows of the matrix of all pairs that are computed at once; it never exists as a whole.
@@ -68,8 +68,8 @@ class NearbyScore:
     ) -> None:
         widths = part_widths(parts, head.dim)
         self._dim, self._shortlist = head.dim, shortlist
-        vim = VimScore(head)
-        self._alpha, self._residual = vim.alpha, vim.residual.astype(np.float32)
+        residual, self._alpha = residual_directions(head, shortlist.biases)
+        self._residual: Floats = residual.astype(np.float32)
         self._boundaries = _MeanBoundaries(shortlist)
         self._means: Floats = head.means.astype(np.float32, copy=False)
         self._lengths = np.maximum(np.sqrt(np.einsum("kd,kd->k", self._means, self._means)), 1e-12)

@@ -35,17 +35,7 @@ class VimScore:
 
     def __init__(self, head: GaussianHead, classifier: Discriminant | None = None) -> None:
         self.classifier = classifier or Discriminant(head)
-        gaps = head.means - head.centre
-        # The law of total covariance, all components alike.
-        values, vectors = np.linalg.eigh(_unshrunk(head) + gaps.T @ gaps / len(gaps))
-        left = head.dim - principal_size(head.dim)
-        # A copy, or all the other directions would stay in memory.
-        self.residual: FloatArray = vectors[:, :left].copy()
-        rms = float(np.sqrt(max(values[:left].sum(), 0.0)))
-        # A component's logit at its own mean is (μ − c)ᵀΣ⁻¹(μ − c)/2, which its bias is minus.
-        level = float(-self.classifier.biases.mean())
-        # Without any residual in known samples, any at all is foreign.
-        self.alpha = abs(level) / max(rms, 1e-9)
+        self.residual, self.alpha = residual_directions(head, self.classifier.biases)
 
     def score(self, features: npt.ArrayLike) -> FloatArray:
         """Return float64 [n].
@@ -67,6 +57,25 @@ class VimScore:
         length = np.sqrt(np.vecdot(outside, outside))
         result: FloatArray = self.alpha * length - log_sum_exp(logits)
         return result
+
+
+def residual_directions(head: GaussianHead, biases: FloatArray) -> tuple[FloatArray, float]:
+    """Return the directions known samples vary least in, [d, r], and what a length of one weighs.
+
+    Args:
+        head: the Gaussian head of everything installed.
+        biases: float64 [k], of its discriminant.
+    """
+    gaps = head.means - head.centre
+    # The law of total covariance, all components alike.
+    values, vectors = np.linalg.eigh(_unshrunk(head) + gaps.T @ gaps / len(gaps))
+    left = head.dim - principal_size(head.dim)
+    rms = float(np.sqrt(max(values[:left].sum(), 0.0)))
+    # A component's logit at its own mean is (μ − c)ᵀΣ⁻¹(μ − c)/2, which its bias is minus.
+    level = float(-biases.mean())
+    # A copy, or all the other directions would stay in memory. Without any residual in known
+    # samples, any at all is foreign.
+    return vectors[:, :left].copy(), abs(level) / max(rms, 1e-9)
 
 
 def principal_size(dim: int) -> int:

@@ -51,6 +51,7 @@ def test_half_a_graph_is_refused(package: EncoderPackage) -> None:
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_graph_never_raise_anything_else(data: bytes) -> None:
     try:
-        required_inputs(data)
+        once = required_inputs(data)
     except EncoderError:
         return
+    assert required_inputs(once) == once
