@@ -110,6 +110,19 @@ def make_bundle(sessions: EncoderSessions) -> MakeBundle:
     return make
 
 
+def fitted_stripes(sessions: EncoderSessions, classes: Sequence[int], *, seed: int = 1) -> Bundle:
+    """Statistics of stripes under any encoder, without an adapter."""
+    images, labels = striped(classes, 24, seed=seed)
+    return fit(
+        encode(sessions, images),
+        labels,
+        encoder=sessions.package.digest,
+        task="test",
+        created_by="test",
+        created_at=0.0,
+    ).bundle
+
+
 def random_tensors(
     package: EncoderPackage, seed: int, rank: int = 4
 ) -> dict[str, NDArray[np.float32]]:

@@ -26,7 +26,7 @@ from edge_agent.alignment import Alignment
 from edge_agent.config import AgentSection, Config
 from edge_agent.errors import ExportError, NoGenerationError
 from edge_agent.export_generation import export_generation, load
-from edge_agent.fit import encode, fit
+from edge_agent.fit import encode
 from edge_agent.snapshot import scale_images
 from exporter.build import build_vit
 from exporter.errors import EncoderError, ParityError
@@ -40,7 +40,7 @@ from exporter.standalone_parity import PROBABILITY_TOLERANCE, SCORE_TOLERANCE
 from exporter.vit import VisionTransformer
 from ood import mixture
 from ood.statistics import ClassStatistics, l2_normalise
-from tests.edge_agent.conftest import striped
+from tests.edge_agent.conftest import fitted_stripes, striped
 
 Images = NDArray[np.uint8]
 Install = Callable[..., int]
@@ -220,14 +220,7 @@ def bundle(
     """Statistics of stripes, with a random adapter of a family where one is named."""
     package = sessions.package
     images, labels = striped(classes, 24, seed=seed)
-    fitted = fit(
-        encode(sessions, images),
-        labels,
-        encoder=package.digest,
-        task="test",
-        created_by="test",
-        created_at=0.0,
-    ).bundle
+    fitted = fitted_stripes(sessions, classes, seed=seed)
     if family is None:
         return pack(fitted)
     rng = np.random.default_rng(seed)

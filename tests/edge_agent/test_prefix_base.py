@@ -9,7 +9,7 @@ import torch
 
 from adapter_store.bundle import Bundle, bundle_digest, check_compatible, pack, unpack
 from edge_agent import trainer
-from edge_agent.fit import encode, fit
+from edge_agent.fit import encode
 from edge_agent.serving import base_passes, suffix_share
 from edge_agent.trials import Verdict
 from exporter.build import build_vit
@@ -17,7 +17,7 @@ from exporter.package import PREFIX_KEY, SUFFIX_KEY, EncoderPackage, default_enc
 from exporter.preprocess import prepare
 from exporter.sessions import EncoderSessions
 from ood.statistics import ClassStatistics, l2_normalise
-from tests.edge_agent.conftest import random_tensors, striped
+from tests.edge_agent.conftest import fitted_stripes, random_tensors, striped
 from tests.edge_agent.test_serving import Counting, serving_of
 from tests.edge_agent.test_trainer import job_directory  # noqa: F401 - a fixture
 
@@ -50,14 +50,7 @@ def bundle(sessions: EncoderSessions, classes: tuple[int, ...], *, adapter: int 
     """Statistics of stripes, and a random adapter where a seed for one is given."""
     package = sessions.package
     images, labels = striped(classes, 24, seed=1)
-    fitted = fit(
-        encode(sessions, images),
-        labels,
-        encoder=package.digest,
-        task="test",
-        created_by="test",
-        created_at=0.0,
-    ).bundle
+    fitted = fitted_stripes(sessions, classes)
     if adapter is None:
         return pack(fitted)
     tensors = random_tensors(package, adapter)

@@ -85,13 +85,20 @@ def test_hidden_values_of_another_shape_are_refused(alone: EncoderPackage) -> No
         EncoderSessions(alone).base_features(np.zeros((1, 3), np.float32))
 
 
-@pytest.mark.parametrize("parts", [None, (17,)])
-def test_parts_that_the_prefix_does_not_give_are_refused(
-    tmp_path: Path, parts: tuple[int, ...] | None
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        (None, "within the 16 values of its output"),
+        ((17,), "within the 16 values of its output"),
+        ((8,), r"have length .*, expected 1; end the prefix with"),
+    ],
+)
+def test_parts_that_the_prefix_does_not_give_at_length_one_are_refused(
+    tmp_path: Path, parts: tuple[int, ...] | None, problem: str
 ) -> None:
     prefix = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16))
     suffix = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
-    with pytest.raises(EncoderError, match="within the 16 values of its output"):
+    with pytest.raises(EncoderError, match=problem):
         build_encoder(
             prefix,
             suffix,
@@ -140,22 +147,6 @@ def test_where_nobody_says_a_mobilenet_takes_all_of_itself(tmp_path: Path) -> No
         net.state_dict(), image_size=SIZE, suffix_blocks=4, name="m", out=tmp_path / "m"
     )
     assert not package.base_from_prefix
-
-
-def test_base_features_of_another_length_than_one_are_refused(tmp_path: Path) -> None:
-    prefix = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16))
-    suffix = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
-    with pytest.raises(EncoderError, match=r"have length .*, expected 1; end the prefix with"):
-        build_encoder(
-            prefix,
-            suffix,
-            sites={"0": 16},
-            image_size=8,
-            name="toy",
-            out=tmp_path / "toy",
-            feature_parts=(8,),
-            base_features="prefix",
-        )
 
 
 def test_a_mobilenets_base_features_are_its_taps(tmp_path: Path) -> None:
