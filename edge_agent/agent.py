@@ -30,6 +30,7 @@ from edge_agent.config import Config
 from edge_agent.errors import NoGenerationError
 from edge_agent.metrics import Metrics
 from edge_agent.recorder import Recorder
+from edge_agent.refusals import Refusals
 from edge_agent.runtime_settings import resolved_for
 from edge_agent.serving import Answer, Serving
 from edge_agent.snapshot import scale_images
@@ -42,8 +43,6 @@ FeedbackObserver = Callable[[], None]
 ActivatedObserver = Callable[[int], None]
 
 _LATENCIES_KEPT: Final = 2048
-# So many frames in a row that are no picture, and the operator hears of it.
-_REFUSED_IN_A_ROW: Final = 16
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class Agent:
         conductor_status: Set by the conductor; what it returns is merged into :meth:`status`.
         conductor_cancel: Set by the conductor; cancels the running training and says whether
             there was one.
-        sensor_problem: Why the last frames, many in a row, could not be used; empty when they can.
+        refusals: The frames that were no picture.
         recorder: Watches the answered samples for a shift and journals them.
     """
 
@@ -108,9 +107,7 @@ class Agent:
         self._passes = 0.0
         self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._swap_ms: float | None = None
-        self.sensor_problem = ""
-        self._refused_at: deque[float] = deque(maxlen=_LATENCIES_KEPT)
-        self._refused_in_a_row = 0
+        self.refusals = Refusals(clock)
         self.recorder = Recorder(state.journal, config.buffer, self.metrics, clock=clock)
         if current is not None:
             self.serving = self._serving_of(current, self.sessions)
@@ -193,34 +190,13 @@ class Agent:
             inference = serving.infer(images)
             answers = [answer.named(new_id()) for answer in inference.answers]
             if not probe:
-                self._refused_in_a_row, self.sensor_problem = 0, ""
+                self.refusals.end()
                 alarmed = self.recorder.record(serving, inference, answers, images)
         if alarmed is not None:
             for observer in self._alarm_observers:
                 observer(*alarmed)
         rest = iter(answers)
         return [list(islice(rest, len(request))) for request in requests]
-
-    def refused(self, reason: str) -> None:
-        """Note a frame that was no picture: NaN, out of range, damaged.
-
-        Many in a row are the sensor's fault; the operator hears of it in status and report until
-        one is answered again.
-        """
-        self._counters["refused"] += 1
-        self._refused_at.append(self._clock())
-        self._refused_in_a_row += 1
-        if self._refused_in_a_row >= _REFUSED_IN_A_ROW:
-            if not self.sensor_problem:
-                log.error("sensor fault: %d frames in a row refused", self._refused_in_a_row)
-            self.sensor_problem = (
-                f"sensor fault: {self._refused_in_a_row} frames in a row were no picture; the "
-                f"last: {reason}"
-            )
-
-    def refused_since(self, at: float) -> int:
-        """How many frames were refused since a moment, in seconds since the epoch."""
-        return sum(moment >= at for moment in list(self._refused_at))
 
     def feedback(self, sample_id: str, label: str) -> None:
         """Store the true label of a sample answered earlier; the same label twice is fine.
@@ -342,6 +318,7 @@ class Agent:
             else (None, None)
         )
         counters = self._counters + self.recorder.counters
+        counters["refused"] = self.refusals.count
         status: dict[str, Any] = {
             "device": self.config.agent.device,
             "encoder": {"name": self.package.name, "digest": self.package.digest},
@@ -366,7 +343,7 @@ class Agent:
             "swap_ms": self._swap_ms,
             "last_alarm": self.recorder.last_alarm,
             "journal_problem": self.recorder.problem,
-            "sensor_problem": self.sensor_problem,
+            "sensor_problem": self.refusals.problem,
         }
         if self.conductor_status is not None:
             status.update(self.conductor_status())

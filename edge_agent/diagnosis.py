@@ -51,7 +51,7 @@ def diagnosed(agent: Agent, episode: Episode) -> Diagnosed:
         features,
         known,
         frames if len(frames) == len(rows) else (),
-        refused=agent.refused_since(rows[0].at),
+        refused=agent.refusals.since(rows[0].at),
     )
     groups = tuple(
         GroupFound(

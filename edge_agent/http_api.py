@@ -168,7 +168,7 @@ def _predict(agent: Agent, body: bytes, content_type: str, probe: bool) -> Respo
         images = _images(body, content_type)
     except PreprocessError as error:
         if not probe:
-            agent.refused(str(error))
+            agent.refusals.note(str(error))
         raise
     answers = agent.predict(images, probe=probe)
     return _json({"samples": answers})

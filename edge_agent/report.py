@@ -61,7 +61,7 @@ def build_report(
             kind=episode.kind,
         ),
         counters={name: float(count) for name, count in agent.status()["counters"].items()},
-        problem=(desired.problem or problem or agent.sensor_problem)[:_TEXT],
+        problem=(desired.problem or problem or agent.refusals.problem)[:_TEXT],
         training=training_progress(training),
     )
 

@@ -131,7 +131,7 @@ def test_many_refused_frames_are_a_sensor_fault_until_one_is_a_picture(
 ) -> None:
     install()
     for _ in range(16):
-        agent.refused("the array has 3 values that are NaN")
+        agent.refusals.note("the array has 3 values that are NaN")
     assert "sensor fault: 16 frames" in agent.status()["sensor_problem"]
     assert agent.status()["counters"]["refused"] == 16
     agent.predict(make_images((0,), 1)[0])
