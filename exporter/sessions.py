@@ -17,7 +17,7 @@ import onnxruntime
 
 from exporter.errors import EncoderError
 from exporter.package import PREFIX_GRAPH, EncoderPackage
-from exporter.probing import TOLERANCE, neutral, problem, tolerance
+from exporter.probing import TOLERANCE, Feeds, neutral, problem, tolerance
 from exporter.providers import (
     CPU,
     PROVIDERS,
@@ -67,6 +67,7 @@ class EncoderSessions:
         self._rows = rows_at_once(package)
         self._prefix = _session(package, PREFIX_GRAPH, self.settings)
         self._suffixes: dict[str, onnxruntime.InferenceSession] = {}
+        self._neutral: dict[str, Feeds] = {}  # what a suffix takes where there is no adapter
         self._lock = threading.Lock()
 
     def prefix(self, images: Array) -> Array:
@@ -125,7 +126,7 @@ class EncoderSessions:
         family = family or self.package.families[0]
         check_rows(hidden, self.package.hidden_shape, "hidden")
         session, shape = self.suffix_session(family), (self.package.suffix_dim,)
-        feeds = neutral(session)
+        feeds: Mapping[str, Array] = self._neutral[family]
         if tensors:
             check_tensors(self.package, family, tensors)
             feeds = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
@@ -140,7 +141,8 @@ class EncoderSessions:
         with self._lock:
             if family not in self._suffixes:
                 graph = self.package.family(family).graph
-                self._suffixes[family] = _session(self.package, graph, self.settings)
+                session = _session(self.package, graph, self.settings)
+                self._suffixes[family], self._neutral[family] = session, neutral(session)
             return self._suffixes[family]
 
     def running(self) -> dict[str, str]:
